@@ -1,0 +1,5 @@
+//! Bases, the QEMU builder, checks, hygiene and sealing: the flow of a bake.
+//!
+//! This crate must not print, parse arguments or know where artifacts are published.
+
+pub mod base;

@@ -1,0 +1,150 @@
+//! What a bake tells while it runs: typed events, drawn by the terminal or written as JSON lines.
+
+use serde::Serialize;
+
+use crate::{Digest, ImageName, Version};
+
+/// One event. The JSON form is an object with `"event"` and the fields below.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// First event of a bake.
+    BuildStarted {
+        build: String,
+        image: ImageName,
+        recipe: Digest,
+        steps: usize,
+        log: String,
+    },
+    /// A phase begins. Phases do not nest.
+    PhaseStarted {
+        phase: Phase,
+        detail: String,
+    },
+    /// How far a phase or a step is. `total` 0 means unknown.
+    Progress {
+        phase: Phase,
+        done: u64,
+        total: u64,
+        unit: Unit,
+    },
+    PhaseFinished {
+        phase: Phase,
+        milliseconds: u64,
+        detail: String,
+    },
+    StepStarted {
+        number: usize,
+        name: String,
+        provisioner: String,
+    },
+    /// Raw output of the running step or check, at most 64 KiB an event, bytes that are not UTF-8 replaced.
+    Output {
+        number: usize,
+        stream: Stream,
+        text: String,
+    },
+    StepFinished {
+        number: usize,
+        name: String,
+        outcome: Outcome,
+        milliseconds: u64,
+    },
+    CheckFinished {
+        number: usize,
+        name: String,
+        on: CheckedOn,
+        passed: bool,
+        evidence: String,
+        milliseconds: u64,
+    },
+    HygieneFinding {
+        id: String,
+        level: String,
+        path: String,
+        detail: String,
+        waived: Option<String>,
+    },
+    /// Something a person should know: a fallback taken, a retry made.
+    Warning {
+        message: String,
+    },
+    /// The image is complete on disk.
+    Sealed {
+        disk: Digest,
+        qcow2: String,
+        bytes: u64,
+    },
+    Published {
+        image: ImageName,
+        version: Version,
+        disk: Digest,
+        registry: String,
+        already: bool,
+    },
+    /// The bake failed. What was kept and what to do next stand in `left` and `hint`.
+    BuildFailed {
+        message: String,
+        causes: Vec<String>,
+        hint: Option<String>,
+        left: Vec<String>,
+    },
+    /// Last event of a bake that succeeded.
+    BuildFinished {
+        build: String,
+        milliseconds: u64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    Calibrate,
+    Download,
+    Base,
+    Boot,
+    Provision,
+    Upload,
+    Check,
+    Clean,
+    Shutdown,
+    Seal,
+    Hygiene,
+    BootTest,
+    Export,
+    Publish,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unit {
+    Bytes,
+    Items,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stream {
+    Stdout,
+    Stderr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    Ok,
+    Skipped,
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckedOn {
+    Guest,
+    Artifact,
+}
+
+/// Where events go. Cheap to call from any thread; must not block for long.
+pub trait Events: Send + Sync + std::fmt::Debug {
+    fn emit(&self, event: Event);
+}

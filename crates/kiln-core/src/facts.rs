@@ -1,0 +1,86 @@
+//! What resolving a template needs to know of the world, as one trait.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::{Digest, manifest::Manifest};
+
+/// The world as the pure part sees it. Paths are as written in the template, relative to the
+/// directory of the template file that names them (`from`).
+pub trait Facts: fmt::Debug {
+    /// The text of another template file (`extends`, `include`), and the name to show for it.
+    fn template(&self, from: &str, path: &str) -> Result<TemplateText, FactError>;
+
+    /// Kind and digest of an input file or directory of a step. `allowed` are the template's `allow_paths`:
+    /// a path that leaves the template's directory must lie beneath one of them.
+    fn input(&self, from: &str, path: &str, allowed: &[String]) -> Result<InputFact, FactError>;
+
+    /// The provisioner called `name`: the template's own directory first, then the project's, then the built-in set.
+    fn provisioner(&self, name: &str) -> Result<ProvisionerFact, FactError>;
+
+    /// The names of all provisioners that can be found, for "did you mean".
+    fn provisioner_names(&self) -> Vec<String>;
+}
+
+/// A template file that was read.
+#[derive(Debug, Clone)]
+pub struct TemplateText {
+    /// The path to show in messages, and the `from` of the paths inside it.
+    pub name: String,
+    pub text: String,
+}
+
+/// An input of a step, without its bytes.
+#[derive(Debug, Clone)]
+pub struct InputFact {
+    /// Absolute path on the build host. Never part of a digest.
+    pub path: String,
+    pub directory: bool,
+    /// Of a file: its bytes and whether it is executable. Of a directory: every path, kind, executable bit,
+    /// link target and content beneath it, in byte order.
+    pub digest: Digest,
+    /// Total size in bytes.
+    pub bytes: u64,
+}
+
+/// A provisioner that was found.
+#[derive(Debug, Clone)]
+pub struct ProvisionerFact {
+    pub manifest: Manifest,
+    /// Over every file of its directory, cases left out.
+    pub digest: Digest,
+    /// Where it came from, for people: a path, or `built in`.
+    pub origin: String,
+}
+
+/// Why a fact could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct FactError {
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+/// What the caller decided: values for variables, the platform, the day.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs {
+    /// Values for variables, in rising precedence: where each came from (`--var`, `vars.toml:3`, `KILN_VAR_x`) is kept for messages.
+    pub variables: Vec<VariableValue>,
+    /// Build date as `YYYY-MM-DD`, for `version = "auto"`.
+    pub date: String,
+    /// Environment of the caller, for `env("NAME")` where a template declares it.
+    pub environment: BTreeMap<String, String>,
+}
+
+/// A value for a variable. Text from the command line or the environment is parsed by the variable's type.
+#[derive(Debug, Clone)]
+pub struct VariableValue {
+    pub name: String,
+    pub value: GivenValue,
+    pub origin: String,
+}
+
+#[derive(Debug, Clone)]
+pub enum GivenValue {
+    Text(String),
+    Typed(serde_json::Value),
+}

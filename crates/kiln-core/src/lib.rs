@@ -1,0 +1,19 @@
+//! Template to plan: names, digests, sizes, versions, plans and events, as plain values.
+//!
+//! This crate must not do I/O, read a clock, spawn anything or be async. Everything it needs
+//! from the world reaches it through the [`facts::Facts`] trait.
+
+pub mod artifact;
+pub mod digest;
+pub mod event;
+pub mod facts;
+pub mod manifest;
+pub mod name;
+pub mod plan;
+pub mod secret;
+pub mod size;
+
+pub use digest::Digest;
+pub use name::{ImageName, Version};
+pub use secret::Secret;
+pub use size::ByteSize;

@@ -1,0 +1,148 @@
+//! A machine we can run commands in and copy files to: the trait that SSH and the tests' fake implement.
+
+use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
+
+use async_trait::async_trait;
+use kiln_core::{Secret, event::Stream};
+
+/// A running machine, reached over one connection.
+#[async_trait]
+pub trait Guest: Send + Sync + fmt::Debug {
+    /// Runs a script and streams its output. Returns once the script itself has ended, also when something it
+    /// started keeps its output open. A command that outlives its time limit is killed with its whole process group.
+    async fn run(&self, command: &Command, output: &dyn Output) -> Result<Exit, GuestError>;
+
+    /// Unpacks the entries beneath `directory` (made if missing), as one stream.
+    async fn upload(&self, directory: &str, entries: &[Entry], progress: &dyn Progress) -> Result<(), GuestError>;
+
+    /// Copies one file from the guest to `local`, replacing it only when complete.
+    async fn download(&self, remote: &str, local: &Path) -> Result<u64, GuestError>;
+
+    /// Opens a TCP connection from inside the guest, sends `request`, reads at most `limit` bytes until the other side closes.
+    async fn exchange(
+        &self,
+        host: &str,
+        port: u16,
+        request: &[u8],
+        limit: usize,
+        deadline: Duration,
+    ) -> Result<Vec<u8>, GuestError>;
+
+    /// The kernel's boot id.
+    async fn boot_id(&self) -> Result<String, GuestError>;
+
+    /// Connects again after a reboot, until the boot id differs from `before` or the deadline passes.
+    async fn reconnect_after_reboot(&self, before: &str, deadline: Duration) -> Result<(), GuestError>;
+
+    /// How a program on the build host reaches this guest (for provisioners that run on the host).
+    fn access(&self) -> Option<Access>;
+}
+
+/// A script for the guest's `sh`. The text, the environment and the secrets travel over stdin, never on a command line.
+#[derive(Debug, Clone)]
+pub struct Command {
+    pub script: String,
+    pub env: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, Secret>,
+    /// Working directory; `None` means `/root` or the login's home.
+    pub directory: Option<String>,
+    pub timeout: Duration,
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    Signal(String),
+}
+
+impl Exit {
+    pub fn success(&self) -> bool {
+        *self == Self::Code(0)
+    }
+}
+
+/// Takes the output of a command as it arrives. Chunks are at most 64 KiB and may hold any bytes.
+pub trait Output: Send + Sync {
+    fn write(&self, stream: Stream, bytes: &[u8]);
+}
+
+/// Takes the number of bytes done.
+pub trait Progress: Send + Sync {
+    fn at(&self, done: u64);
+}
+
+/// Drops everything.
+#[derive(Debug, Clone, Copy)]
+pub struct Quiet;
+
+impl Output for Quiet {
+    fn write(&self, _: Stream, _: &[u8]) {}
+}
+
+impl Progress for Quiet {
+    fn at(&self, _: u64) {}
+}
+
+/// One file, directory or link of an upload. Owned by root in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Relative to the upload's directory; never absolute, never with `..`.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    pub content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    Directory,
+    Bytes(Vec<u8>),
+    /// Read from the host while streaming.
+    File {
+        path: std::path::PathBuf,
+        bytes: u64,
+    },
+    Link(String),
+}
+
+/// SSH connection details.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Access {
+    pub host: String,
+    pub port: u16,
+    pub user: String,
+    /// Private key file, mode 0600.
+    pub key: std::path::PathBuf,
+    /// `known_hosts` file that pins the guest's key.
+    pub known_hosts: std::path::PathBuf,
+}
+
+/// What can go wrong with a guest.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    #[error("no connection to the guest at {address}: {reason}")]
+    Connect { address: String, reason: String },
+    #[error("the guest at {address} shows the host key {found}, expected {expected}")]
+    HostKey { address: String, expected: String, found: String },
+    #[error("the guest at {address} refused the login of `{user}`")]
+    Login { address: String, user: String },
+    #[error("the connection to the guest was lost {after:?} into `{during}`; whether it finished is unknown")]
+    Lost { during: String, after: Duration },
+    #[error("timed out after {limit:?}; its processes were killed{tree}")]
+    TimedOut { limit: Duration, tree: String },
+    #[error("the guest rebooted while `{during}` ran (its boot id changed)")]
+    Rebooted { during: String },
+    #[error("`{path}` arrived in the guest with other bytes than were sent")]
+    Corrupted { path: String },
+    #[error("cancelled")]
+    Cancelled,
+    #[error("cannot read `{path}` for the upload")]
+    Local {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{operation} failed in the guest: {reason}")]
+    Remote { operation: String, reason: String },
+}

@@ -1,0 +1,7 @@
+//! The only door to processes, files, the clock and the guest over SSH.
+//!
+//! This crate must not know what an image, a template or a builder is. Whoever waits, spawns, reads the time or
+//! talks to a guest does it through here; a lint (`clippy.toml`) keeps the rest of the workspace honest.
+
+pub mod dirs;
+pub mod guest;

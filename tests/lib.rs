@@ -1,0 +1,1 @@
+//! What the tests of the whole share: the built binary, a cleared environment, deadlines that scale.
