@@ -1,8 +1,8 @@
 //! What resolving a template needs to know of the world, as one trait.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
-use crate::{Digest, manifest::Manifest};
+use crate::{Digest, diagnostic::Diagnostics, manifest::Manifest};
 
 /// The world as the pure part sees it. Paths are as written in the template, relative to the
 /// directory of the template file that names them (`from`).
@@ -11,7 +11,7 @@ pub trait Facts: fmt::Debug {
     fn template(&self, from: &str, path: &str) -> Result<TemplateText, FactError>;
 
     /// Kind and digest of an input file or directory of a step. `allowed` are the template's `allow_paths`:
-    /// a path that leaves the template's directory must lie beneath one of them.
+    /// a path that leaves the directory of `from` must lie beneath one of them.
     fn input(&self, from: &str, path: &str, allowed: &[String]) -> Result<InputFact, FactError>;
 
     /// The provisioner called `name`: the template's own directory first, then the project's, then the built-in set.
@@ -58,17 +58,33 @@ pub struct ProvisionerFact {
 pub struct FactError {
     pub message: String,
     pub hint: Option<String>,
+    /// The mistakes in the file that could not be read (a provisioner's manifest); shown besides the message.
+    pub details: Diagnostics,
 }
 
-/// What the caller decided: values for variables, the platform, the day.
+impl FactError {
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, details: Diagnostics::default() }
+    }
+
+    #[must_use]
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    #[must_use]
+    pub fn with_details(mut self, details: Diagnostics) -> Self {
+        self.details = details;
+        self
+    }
+}
+
+/// What the caller decided: values for variables.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs {
     /// Values for variables, in rising precedence: where each came from (`--var`, `vars.toml:3`, `KILN_VAR_x`) is kept for messages.
     pub variables: Vec<VariableValue>,
-    /// Build date as `YYYY-MM-DD`, for `version = "auto"`.
-    pub date: String,
-    /// Environment of the caller, for `env("NAME")` where a template declares it.
-    pub environment: BTreeMap<String, String>,
 }
 
 /// A value for a variable. Text from the command line or the environment is parsed by the variable's type.

@@ -4,7 +4,9 @@
 //! from the world reaches it through the [`facts::Facts`] trait.
 
 pub mod artifact;
+pub mod diagnostic;
 pub mod digest;
+pub mod duration;
 pub mod event;
 pub mod facts;
 pub mod manifest;
@@ -13,6 +15,7 @@ pub mod plan;
 pub mod secret;
 pub mod size;
 
+pub use diagnostic::{Diagnostic, Diagnostics};
 pub use digest::Digest;
 pub use name::{ImageName, Version};
 pub use secret::Secret;

@@ -18,6 +18,8 @@ pub struct Plan {
     pub description: Option<String>,
     /// The matrix member this is: axis to value, empty without a matrix.
     pub member: BTreeMap<String, String>,
+    /// The member's values in the order of the axes as written, joined by `-`: `bookworm-small`. Empty without a matrix.
+    pub member_name: String,
     pub base: Base,
     pub builder: Builder,
     pub steps: Vec<Step>,
