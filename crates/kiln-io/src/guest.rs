@@ -1,6 +1,11 @@
 //! A machine we can run commands in and copy files to: the trait that SSH and the tests' fake implement.
 
-use std::{collections::BTreeMap, fmt, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use kiln_core::{Secret, event::Stream};
@@ -87,8 +92,8 @@ impl Progress for Quiet {
 /// One file, directory or link of an upload. Owned by root in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Relative to the upload's directory; never absolute, never with `..`.
-    pub path: String,
+    /// Relative to the upload's directory; never absolute, never with `..`. Any bytes a file name may hold.
+    pub path: PathBuf,
     /// Permission bits.
     pub mode: u32,
     pub content: Content,
@@ -100,10 +105,10 @@ pub enum Content {
     Bytes(Vec<u8>),
     /// Read from the host while streaming.
     File {
-        path: std::path::PathBuf,
+        path: PathBuf,
         bytes: u64,
     },
-    Link(String),
+    Link(PathBuf),
 }
 
 /// SSH connection details.
@@ -113,9 +118,9 @@ pub struct Access {
     pub port: u16,
     pub user: String,
     /// Private key file, mode 0600.
-    pub key: std::path::PathBuf,
+    pub key: PathBuf,
     /// `known_hosts` file that pins the guest's key.
-    pub known_hosts: std::path::PathBuf,
+    pub known_hosts: PathBuf,
 }
 
 /// What can go wrong with a guest.

@@ -4,4 +4,11 @@
 //! talks to a guest does it through here; a lint (`clippy.toml`) keeps the rest of the workspace honest.
 
 pub mod dirs;
+pub mod error;
+pub mod fs;
 pub mod guest;
+pub mod keys;
+pub mod process;
+pub mod random;
+pub mod time;
+pub mod tree;

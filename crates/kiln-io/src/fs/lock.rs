@@ -1,0 +1,59 @@
+//! A lock on a directory that dies with its holder.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{Seek as _, Write as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::failed;
+use crate::error::FsError;
+
+/// Holds `<directory>/.lock` by flock(2) until dropped, or until the process ends however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock at once or says who has it. `holder` is for people: `build b-1 (pid 7)`.
+    pub fn take(directory: &Path, holder: &str) -> Result<Self, FsError> {
+        let path = directory.join(".lock");
+        let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut file = opened.map_err(failed("open the lock", &path, 0))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let holder = fs::read_to_string(&path).unwrap_or_default().trim().to_owned();
+                let holder = if holder.is_empty() { "another kiln".to_owned() } else { holder };
+                return Err(FsError::Locked { path: directory.to_owned(), holder });
+            }
+            Err(error) => return Err(failed("lock", &path, 0)(error.into())),
+        }
+        let named = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{holder}"));
+        named.map_err(failed("write", &path, holder.len() as u64))?;
+        Ok(Self { _file: file, path })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_taker_learns_who_holds_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Lock::take(directory.path(), "build b-1").unwrap();
+        let error = Lock::take(directory.path(), "build b-2").unwrap_err();
+        assert!(error.to_string().ends_with("is in use by build b-1"), "{error}");
+        drop(first);
+        Lock::take(directory.path(), "build b-2").unwrap();
+    }
+}
