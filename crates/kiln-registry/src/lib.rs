@@ -1,1 +1,83 @@
-//! kiln-registry
+//! Catalog of images and versions in a directory: what is published, and its files.
+//!
+//! ```text
+//! oci-layout
+//! blobs/sha256/<hex>               files of artifacts, named by their digest, never written to again
+//! images/<name>/v/<version>.json   one record for each version, written once, after the blobs it names
+//! images/<name>/head.json          the versions, newest first; replaced last. What it lists is published
+//! images/<name>/lock               held while a record and the head are written
+//! tmp/                             files that are being written; `tmp/lock` is shared by all who publish
+//! ```
+//!
+//! This crate must not know how an artifact is made, print, or talk to the network.
+
+mod catalog;
+mod durable;
+mod error;
+mod filesystem;
+mod head;
+mod publish;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use kiln_core::{Digest, ImageName, Version};
+
+pub use self::{
+    catalog::{ImageSummary, Selector},
+    error::RegistryError,
+    head::Listed,
+    publish::{Publication, Published},
+};
+
+/// The content of `oci-layout`, as the OCI image layout specification 1.1 wants it.
+const OCI_LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}\n";
+
+/// A registry in a local directory. Cheap to clone; nothing is held open between calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registry {
+    root: PathBuf,
+}
+
+impl Registry {
+    /// The registry at `root`, which is made by the first publish. Refuses a network file system, and a directory that
+    /// holds something else.
+    pub fn open(root: &Path) -> Result<Self, RegistryError> {
+        if let Some(existing) = root.ancestors().find(|directory| directory.is_dir()) {
+            filesystem::check(existing)?;
+        }
+        if root.exists() {
+            let mut entries = fs::read_dir(root).map_err(durable::failed("read", root))?;
+            // A publish that was killed before it wrote `oci-layout` leaves `tmp` and nothing else. The layout is
+            // looked for after the listing: it is there before anything else is.
+            let others = entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "tmp"));
+            if others && !root.join("oci-layout").exists() {
+                return Err(RegistryError::NotARegistry { path: root.to_owned() });
+            }
+        }
+        Ok(Self { root: root.to_owned() })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where the blob `digest` is or would be.
+    pub fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.hex())
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn image(&self, image: &ImageName) -> PathBuf {
+        self.root.join("images").join(image.as_str())
+    }
+
+    fn record(&self, image: &ImageName, version: &Version) -> PathBuf {
+        self.image(image).join("v").join(format!("{version}.json"))
+    }
+}

@@ -1,0 +1,93 @@
+//! What can go wrong with a registry.
+
+use std::{io, path::PathBuf};
+
+use kiln_core::{ByteSize, Digest, ImageName, Version};
+
+/// An operation on a registry that did not happen. What was published before is untouched.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("cannot {operation} `{path}`")]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("no space left to {operation} `{path}`: {} more are needed, {} are free", needed.approximate(), free.approximate())]
+    Full { operation: &'static str, path: PathBuf, needed: ByteSize, free: ByteSize },
+    #[error("the registry `{path}` is on {filesystem}, where locks and renames are not reliable")]
+    RemoteFilesystem { path: PathBuf, filesystem: &'static str },
+    #[error("`{path}` is not a kiln registry: it has files, but no `oci-layout`")]
+    NotARegistry { path: PathBuf },
+    #[error("{image} {version} is already published with the disk {published}; this one has the disk {offered}")]
+    Conflict { image: ImageName, version: Version, published: Digest, offered: Digest },
+    #[error("`{path}` has the digest {found}, its record says {expected}")]
+    Altered { path: PathBuf, expected: Digest, found: Digest },
+    #[error("the artifact names the file `{name}`, which is not a plain file name")]
+    FileName { name: String },
+    #[error("there is no image `{image}` in the registry `{registry}`")]
+    UnknownImage { image: ImageName, registry: PathBuf, known: Vec<String> },
+    #[error("there is no version {version} of `{image}`")]
+    UnknownVersion { image: ImageName, version: String, known: Vec<String> },
+    #[error("{image} {version} is not stored as `{format}`")]
+    UnknownFormat { image: ImageName, version: Version, format: String, stored: Vec<String> },
+    #[error("`{path}` cannot be read as a record of the registry")]
+    Unreadable {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("`{path}` has format {found}; this kiln reads up to {known}")]
+    NewerFormat { path: PathBuf, found: u32, known: u32 },
+    #[error("`{date}` is not a date of the form YYYY-MM-DD")]
+    Date { date: String },
+}
+
+impl RegistryError {
+    /// The next thing to try.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Full { path, .. } => {
+                Some(format!("free space on the file system of `{}`, then publish again", path.display()))
+            }
+            Self::RemoteFilesystem { .. } => Some("choose a directory on a local disk with `--registry`".to_owned()),
+            Self::NotARegistry { .. } => {
+                Some("choose an empty directory or an existing registry with `--registry`".to_owned())
+            }
+            Self::Conflict { .. } => {
+                Some("a version is written once: give the image another `version`, or `version = \"auto\"`".to_owned())
+            }
+            Self::Altered { .. } => Some("the file was changed after it was sealed; bake the image again".to_owned()),
+            Self::UnknownImage { known, .. } if known.is_empty() => {
+                Some("nothing was published yet: `kiln build TEMPLATE`".to_owned())
+            }
+            Self::UnknownImage { known, .. } => Some(format!("`kiln images` lists them: {}", listed(known))),
+            Self::UnknownVersion { known, .. } => Some(format!("published versions: {}", listed(known))),
+            Self::UnknownFormat { stored, .. } => Some(format!("stored formats: {}", listed(stored))),
+            Self::NewerFormat { .. } => Some("a newer kiln wrote this registry; use that one".to_owned()),
+            Self::Unreadable { path, .. } if path.ends_with("head.json") => {
+                Some(format!("move `{}` aside: the next publish rebuilds it from the records in `v/`", path.display()))
+            }
+            Self::Io { .. } | Self::FileName { .. } | Self::Unreadable { .. } | Self::Date { .. } => None,
+        }
+    }
+
+    /// Whether an integrity rule refused, rather than the machine failing.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Conflict { .. } | Self::Altered { .. } | Self::RemoteFilesystem { .. } | Self::FileName { .. }
+        )
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    use std::fmt::Write as _;
+    const SHOWN: usize = 8;
+    let mut text = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        let _ = write!(text, " and {} more", names.len() - SHOWN);
+    }
+    text
+}

@@ -1,0 +1,111 @@
+//! `head.json`: which versions of an image there are. The only file of an image that ever changes.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use kiln_core::{Digest, Version, artifact::Artifact};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{durable::failed, error::RegistryError};
+
+/// The format of `head.json` and of the records.
+pub(crate) const FORMAT: u32 = 1;
+
+/// The state of one image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    pub(crate) format: u32,
+    /// Grows by one with every change.
+    pub(crate) rev: u64,
+    /// Newest first.
+    pub(crate) versions: Vec<Listed>,
+    /// What else stands in the file (channels have their place here) is carried along untouched.
+    #[serde(flatten)]
+    pub(crate) rest: BTreeMap<String, serde_json::Value>,
+}
+
+/// A version as `head.json` lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    pub version: Version,
+    pub disk: Digest,
+    pub build: String,
+    /// Seconds since 1970, UTC.
+    pub published: u64,
+}
+
+/// `v/<version>.json`: written once, when everything it names is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) format: u32,
+    /// Seconds since 1970, UTC.
+    pub(crate) published: u64,
+    pub(crate) artifact: Artifact,
+}
+
+impl Head {
+    pub(crate) const fn empty() -> Self {
+        Self { format: FORMAT, rev: 0, versions: Vec::new(), rest: BTreeMap::new() }
+    }
+
+    /// The head of the image in `directory`; empty when nothing was published yet.
+    pub(crate) fn read(directory: &Path) -> Result<Self, RegistryError> {
+        Ok(read_json(&directory.join("head.json"))?.unwrap_or_else(Self::empty))
+    }
+
+    pub(crate) fn lists(&self, version: &Version) -> Option<&Listed> {
+        self.versions.iter().find(|listed| listed.version == *version)
+    }
+
+    /// The head with `records` in front that it does not list yet, in the order they were published; `None` when it
+    /// lists them all.
+    pub(crate) fn with(&self, records: &[Record]) -> Option<Self> {
+        let mut missing: Vec<_> =
+            records.iter().filter(|record| self.lists(&record.artifact.version).is_none()).collect();
+        if missing.is_empty() {
+            return None;
+        }
+        missing.sort_by(|a, b| (a.published, &a.artifact.version).cmp(&(b.published, &b.artifact.version)));
+        let mut next = self.clone();
+        next.rev += 1;
+        for record in missing {
+            next.versions.insert(0, record.listed());
+        }
+        Some(next)
+    }
+}
+
+impl Record {
+    pub(crate) fn listed(&self) -> Listed {
+        Listed {
+            version: self.artifact.version.clone(),
+            disk: self.artifact.disk.digest,
+            build: self.artifact.build.clone(),
+            published: self.published,
+        }
+    }
+
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>, RegistryError> {
+        read_json(path)
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RegistryError> {
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+    }
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read", path)(error)),
+    };
+    // A newer format may not parse as ours, so its number is looked at first.
+    if let Ok(Format { format: found }) = serde_json::from_slice::<Format>(&bytes)
+        && found > FORMAT
+    {
+        return Err(RegistryError::NewerFormat { path: path.to_owned(), found, known: FORMAT });
+    }
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| RegistryError::Unreadable { path: path.to_owned(), source })
+}

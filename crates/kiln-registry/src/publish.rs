@@ -1,0 +1,241 @@
+//! Publishing: data, then the record, then the head, each on the disk before the next is begun.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
+
+use kiln_core::{ImageName, Version, artifact::Artifact, plan::VersionSpec};
+use kiln_io::guest::Progress;
+
+use crate::{
+    OCI_LAYOUT, Registry, RegistryError,
+    durable::{self, Temporary, failed},
+    head::{FORMAT, Head, Record},
+};
+
+/// What the caller decides about a publish.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// `Auto` chooses the next `YYYY.MM.DD.N` of `date`; `Fixed` takes this version, whatever the artifact says.
+    pub version: VersionSpec,
+    /// `YYYY-MM-DD`.
+    pub date: String,
+    /// Seconds since 1970, UTC.
+    pub now: u64,
+}
+
+/// The outcome of a publish.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Published {
+    /// As recorded: with the version it was published under.
+    pub artifact: Artifact,
+    /// The same disk was there under this version before.
+    pub already: bool,
+}
+
+impl Registry {
+    /// Publishes `artifact`, whose files lie in `files`. When this returns, the version is on the disk and stays;
+    /// whenever it is interrupted, the version is absent, or complete after the next publish of the same image.
+    ///
+    /// The same disk under the same version again changes nothing; another disk under the same version is refused. With
+    /// `Auto`, the build that was published before (same build id, same disk) gets its version again.
+    pub fn publish(
+        &self,
+        artifact: &Artifact,
+        files: &Path,
+        publication: &Publication,
+        progress: &dyn Progress,
+    ) -> Result<Published, RegistryError> {
+        if let Some(file) = artifact.files.iter().find(|file| !is_plain(&file.name)) {
+            return Err(RegistryError::FileName { name: file.name.clone() });
+        }
+        let date = calendar_prefix(&publication.date)?;
+        // Refused before gigabytes are read, when it is already clear.
+        if let VersionSpec::Fixed(version) = &publication.version
+            && let Some(record) = Record::read(&self.record(&artifact.image, version))?
+        {
+            same_disk(&record, artifact)?;
+        }
+        durable::directory(&self.temporary())?;
+        let _publishing = self.sweep_and_share()?;
+        self.prepare(&artifact.image)?;
+        self.store_blobs(artifact, files, progress)?;
+
+        let _locked = lock(&self.image(&artifact.image).join("lock"))?;
+        let head = self.recover(&artifact.image)?;
+        let version = match &publication.version {
+            VersionSpec::Fixed(version) => version.clone(),
+            VersionSpec::Auto => match head.versions.iter().find(|listed| listed.build == artifact.build) {
+                Some(listed) if listed.disk == artifact.disk.digest => listed.version.clone(),
+                _ => self.next_calendar_version(&artifact.image, &date)?,
+            },
+        };
+        let path = self.record(&artifact.image, &version);
+        if let Some(record) = Record::read(&path)? {
+            same_disk(&record, artifact)?;
+            return Ok(Published { artifact: record.artifact, already: true });
+        }
+        let artifact = Artifact { version, ..artifact.clone() };
+        let record = Record { format: FORMAT, published: publication.now, artifact };
+        if !self.write_json(&record)?.create(&path)? {
+            // Somebody wrote into the registry without taking its lock.
+            let other = Record::read(&path)?.unwrap_or_else(|| record.clone());
+            same_disk(&other, &record.artifact)?;
+        }
+        self.move_head(&record.artifact.image, &head, std::slice::from_ref(&record))?;
+        Ok(Published { artifact: record.artifact, already: false })
+    }
+
+    /// The directories, and `oci-layout`, which makes this a registry.
+    fn prepare(&self, image: &ImageName) -> Result<(), RegistryError> {
+        let layout = self.root().join("oci-layout");
+        if !layout.exists() {
+            durable::write(&self.temporary(), OCI_LAYOUT.as_bytes())?.create(&layout)?;
+        }
+        durable::directory(&self.root().join("blobs/sha256"))?;
+        durable::directory(&self.image(image).join("v"))
+    }
+
+    /// Removes what killed publishers left in `tmp`, if nobody publishes now. The returned lock says that we do.
+    fn sweep_and_share(&self) -> Result<File, RegistryError> {
+        let directory = self.temporary();
+        let path = directory.join("lock");
+        let file = open_lock(&path)?;
+        if file.try_lock().is_ok() {
+            for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
+                let entry = entry.map_err(failed("read", &directory))?;
+                if entry.file_name() != "lock" {
+                    fs::remove_file(entry.path()).map_err(failed("remove", &entry.path()))?;
+                }
+            }
+            file.unlock().map_err(failed("unlock", &path))?;
+        }
+        file.lock_shared().map_err(failed("lock", &path))?;
+        Ok(file)
+    }
+
+    fn store_blobs(&self, artifact: &Artifact, files: &Path, progress: &dyn Progress) -> Result<(), RegistryError> {
+        let mut before = 0;
+        for file in &artifact.files {
+            let blob = self.blob(&file.sha256);
+            // A blob got its name after its bytes were verified and synced, so its name is proof enough; the directory
+            // entry may be younger than the last sync, though.
+            if blob.exists() {
+                durable::sync_directory_of(&blob)?;
+            } else {
+                let source = files.join(&file.name);
+                let counted = Counted { before, progress };
+                durable::bring(&source, &self.temporary(), file.sha256, &counted)?.replace(&blob)?;
+            }
+            before += file.bytes;
+            progress.at(before);
+        }
+        Ok(())
+    }
+
+    /// The head of `image`, with the versions in it whose publisher was killed between record and head. A record is
+    /// written when everything it names is stored, so such a version is complete.
+    fn recover(&self, image: &ImageName) -> Result<Head, RegistryError> {
+        let head = Head::read(&self.image(image))?;
+        let directory = self.image(image).join("v");
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
+            let entry = entry.map_err(failed("read", &directory))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(version) = name.strip_suffix(".json").and_then(|name| name.parse::<Version>().ok()) else {
+                continue;
+            };
+            if head.lists(&version).is_none()
+                && let Some(record) = Record::read(&entry.path())?
+            {
+                records.push(record);
+            }
+        }
+        self.move_head(image, &head, &records)
+    }
+
+    fn move_head(&self, image: &ImageName, head: &Head, records: &[Record]) -> Result<Head, RegistryError> {
+        let Some(next) = head.with(records) else {
+            return Ok(head.clone());
+        };
+        self.write_json(&next)?.replace(&self.image(image).join("head.json"))?;
+        Ok(next)
+    }
+
+    fn next_calendar_version(&self, image: &ImageName, date: &str) -> Result<Version, RegistryError> {
+        // `recover` has put every record into the head.
+        let taken = Head::read(&self.image(image))?
+            .versions
+            .iter()
+            .filter_map(|listed| listed.version.as_str().strip_prefix(date)?.parse::<u32>().ok())
+            .max();
+        let version = format!("{date}{}", taken.map_or(1, |number| number.saturating_add(1)));
+        version.parse().map_err(|_| RegistryError::Date { date: date.to_owned() })
+    }
+
+    fn write_json(&self, value: &impl serde::Serialize) -> Result<Temporary, RegistryError> {
+        let path = self.temporary();
+        let mut bytes = serde_json::to_vec_pretty(value)
+            .map_err(|source| RegistryError::Unreadable { path: path.clone(), source })?;
+        bytes.push(b'\n');
+        durable::write(&path, &bytes)
+    }
+}
+
+/// Progress over several files.
+struct Counted<'a> {
+    before: u64,
+    progress: &'a dyn Progress,
+}
+
+impl Progress for Counted<'_> {
+    fn at(&self, done: u64) {
+        self.progress.at(self.before + done);
+    }
+}
+
+fn same_disk(record: &Record, artifact: &Artifact) -> Result<(), RegistryError> {
+    let published = record.artifact.disk.digest;
+    if published == artifact.disk.digest {
+        return Ok(());
+    }
+    Err(RegistryError::Conflict {
+        image: record.artifact.image.clone(),
+        version: record.artifact.version.clone(),
+        published,
+        offered: artifact.disk.digest,
+    })
+}
+
+/// `2026-11-21` to `2026.11.21.`
+fn calendar_prefix(date: &str) -> Result<String, RegistryError> {
+    let parts: Vec<_> = date.split('-').collect();
+    let digits = |part: &str, count| part.len() == count && part.bytes().all(|byte| byte.is_ascii_digit());
+    match parts[..] {
+        [year, month, day] if digits(year, 4) && digits(month, 2) && digits(day, 2) => {
+            Ok(format!("{year}.{month}.{day}."))
+        }
+        _ => Err(RegistryError::Date { date: date.to_owned() }),
+    }
+}
+
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
+}
+
+fn lock(path: &Path) -> Result<File, RegistryError> {
+    let file = open_lock(path)?;
+    loop {
+        match file.lock() {
+            Ok(()) => return Ok(file),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed("lock", path)(error)),
+        }
+    }
+}
+
+fn open_lock(path: &Path) -> Result<File, RegistryError> {
+    File::options().create(true).truncate(false).read(true).write(true).open(path).map_err(failed("open", path))
+}

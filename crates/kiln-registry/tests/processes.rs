@@ -1,0 +1,199 @@
+//! Publishers as processes: several at once, killed before each system call, and on a full disk: nothing is lost or half there.
+//!
+//! The publisher is this test program started again under `strace`, which delivers the signal or the error.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+#[path = "support/artifact.rs"]
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use kiln_core::Digest;
+use kiln_io::guest::Quiet;
+use kiln_registry::{Registry, Selector};
+
+use support::{artifact, fixed};
+
+/// What the disk of the child's artifact holds.
+const CONTENT: &str = "KILN_TEST_PUBLISH";
+/// Where the child publishes.
+const DIRECTORY: &str = "KILN_TEST_PUBLISH_IN";
+
+/// Every call by which a publish changes a file system, or makes a change last.
+const CALLS: [&str; 10] =
+    ["openat", "mkdir", "write", "fsync", "link", "linkat", "rename", "unlink", "flock", "fchmod"];
+
+/// What is in the registry before the publish of 1.1.0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Before {
+    Nothing,
+    Older,
+}
+
+/// Does nothing in an ordinary run; started by [`publish_under_strace`] it publishes and says so.
+#[test]
+fn publisher() {
+    let Some(directory) = env::var_os(DIRECTORY).map(PathBuf::from) else {
+        return;
+    };
+    let content = env::var(CONTENT).unwrap_or("two".to_owned());
+    let source = directory.join(format!("baked-{content}"));
+    let sealed = artifact(&source, "b-2", &content);
+    // The marks keep what the test harness does out of the count.
+    let _ = fs::metadata("/publish/begins");
+    let registry = Registry::open(&directory.join("registry")).unwrap();
+    let outcome = registry.publish(&sealed, &source, &fixed("1.1.0"), &Quiet);
+    let _ = fs::metadata("/publish/ends");
+    outcome.unwrap();
+    fs::write(directory.join("acknowledged"), "").unwrap();
+}
+
+#[test]
+fn a_publish_killed_at_any_call_leaves_the_version_absent_or_complete() {
+    for before in [Before::Nothing, Before::Older] {
+        for (call, number) in points("kill", before) {
+            let scratch = prepared("killed", before);
+            let output = publish_under_strace(&scratch, Some(&format!("{call}:signal=KILL:when={number}")));
+            assert!(!output.status.success(), "{call} {number} was not reached");
+            verify(&scratch, before, &format!("killed before {call} {number}"));
+            fs::remove_dir_all(&scratch).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_publish_on_a_full_disk_says_so_and_leaves_the_version_absent_or_complete() {
+    for before in [Before::Nothing, Before::Older] {
+        let mut points = points("full", before);
+        points.retain(|(call, _)| ["write", "fsync", "mkdir"].contains(&call.as_str()));
+        for (call, number) in points {
+            let scratch = prepared("full", before);
+            let output = publish_under_strace(&scratch, Some(&format!("{call}:error=ENOSPC:when={number}")));
+            assert!(contains(&output, "Full {"), "{call} {number}: {output:?}");
+            let left: Vec<_> = match fs::read_dir(scratch.join("registry/tmp")) {
+                Ok(entries) => entries.flatten().map(|entry| entry.file_name()).collect(),
+                Err(_) => Vec::new(),
+            };
+            assert!(left.iter().all(|name| name == "lock"), "{call} {number} left {left:?}");
+            verify(&scratch, before, &format!("full disk at {call} {number}"));
+            fs::remove_dir_all(&scratch).unwrap();
+        }
+    }
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "other processes are what this is about")]
+fn of_publishers_in_several_processes_exactly_one_wins() {
+    for _ in 0..5 {
+        let scratch = prepared("processes", Before::Nothing);
+        let children: Vec<_> = (0..4)
+            .map(|number| {
+                let mut command = Command::new(env::current_exe().unwrap());
+                command.args(["--exact", "publisher", "--nocapture"]).env(DIRECTORY, &scratch);
+                command.env(CONTENT, format!("disk-{number}")).stdout(Stdio::piped()).stderr(Stdio::piped());
+                command.spawn().unwrap()
+            })
+            .collect();
+        let outputs: Vec<_> = children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+        let winners = outputs.iter().filter(|output| output.status.success()).count();
+        let refused = outputs.iter().filter(|output| contains(output, "Conflict {")).count();
+        assert_eq!((winners, refused), (1, 3), "{outputs:?}");
+        complete(&Registry::open(&scratch.join("registry")).unwrap(), "1.1.0", "after the race");
+        fs::remove_dir_all(&scratch).unwrap();
+    }
+}
+
+fn contains(output: &Output, text: &str) -> bool {
+    [&output.stdout, &output.stderr].iter().any(|bytes| String::from_utf8_lossy(bytes).contains(text))
+}
+
+/// The calls a publish makes, each with its number among the calls of its kind on its thread.
+fn points(name: &str, before: Before) -> Vec<(String, usize)> {
+    let scratch = prepared(&format!("count-{name}"), before);
+    let output = publish_under_strace(&scratch, None);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let trace = fs::read_to_string(scratch.join("trace")).unwrap();
+    fs::remove_dir_all(&scratch).unwrap();
+    let mut counts = BTreeMap::<(&str, &str), usize>::new();
+    let mut points = Vec::new();
+    let mut publishing = false;
+    for line in trace.lines() {
+        let Some((thread, line)) = line.split_once(' ') else { continue };
+        let line = line.trim_start();
+        publishing = (publishing || line.contains("/publish/begins")) && !line.contains("/publish/ends");
+        if let Some(call) = CALLS.iter().find(|call| line.starts_with(&format!("{call}("))) {
+            let count = counts.entry((thread, call)).or_default();
+            *count += 1;
+            if publishing {
+                points.push(((*call).to_owned(), *count));
+            }
+        }
+    }
+    assert!(points.len() > 30, "{trace}");
+    points
+}
+
+fn prepared(name: &str, before: Before) -> PathBuf {
+    let scratch = env::temp_dir().join(format!("kiln-registry-{name}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&scratch);
+    fs::create_dir_all(&scratch).unwrap();
+    if before == Before::Older {
+        let source = scratch.join("baked-1.0.0");
+        let sealed = artifact(&source, "b-1", "one");
+        let registry = Registry::open(&scratch.join("registry")).unwrap();
+        registry.publish(&sealed, &source, &fixed("1.0.0"), &Quiet).unwrap();
+    }
+    scratch
+}
+
+#[expect(clippy::disallowed_methods, reason = "the process under test is traced, which kiln itself never does")]
+fn publish_under_strace(scratch: &Path, inject: Option<&str>) -> Output {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o"]).arg(scratch.join("trace"));
+    command.arg(format!("--trace={},statx,stat,newfstatat", CALLS.join(",")));
+    command.args(inject.map(|fault| format!("--inject={fault}")));
+    command.arg(env::current_exe().unwrap());
+    command.args(["--exact", "publisher", "--nocapture"]).env(DIRECTORY, scratch);
+    command.output().expect("`strace` runs")
+}
+
+/// The older version is there; the newer one is absent or complete; a publish of the same completes it.
+fn verify(scratch: &Path, before: Before, when: &str) {
+    let registry = Registry::open(&scratch.join("registry")).unwrap();
+    let image = "web".parse().unwrap();
+    let versions = registry.versions(&image).unwrap_or_default();
+    let older = versions.iter().any(|listed| listed.version.as_str() == "1.0.0");
+    assert_eq!(older, before == Before::Older, "{when}: 1.0.0");
+    let newer = versions.iter().any(|listed| listed.version.as_str() == "1.1.0");
+    assert!(newer || !scratch.join("acknowledged").exists(), "{when}: an acknowledged publish is lost");
+    for listed in &versions {
+        complete(&registry, listed.version.as_str(), when);
+    }
+    let source = scratch.join("baked-again");
+    let sealed = artifact(&source, "b-2", "two");
+    registry.publish(&sealed, &source, &fixed("1.1.0"), &Quiet).unwrap_or_else(|error| panic!("{when}: {error}"));
+    assert_eq!(registry.versions(&image).unwrap().len(), 1 + usize::from(older), "{when}");
+    complete(&registry, "1.1.0", when);
+    let left = fs::read_dir(scratch.join("registry/tmp")).unwrap().count();
+    assert_eq!(left, 1, "{when}: temporary files stay");
+    for blob in fs::read_dir(scratch.join("registry/blobs/sha256")).unwrap() {
+        let blob = blob.unwrap();
+        let digest = Digest::of(&fs::read(blob.path()).unwrap()).hex();
+        assert_eq!(blob.file_name().to_string_lossy(), digest, "{when}: a blob is not what its name says");
+    }
+}
+
+fn complete(registry: &Registry, version: &str, when: &str) {
+    let selector: Selector = format!("web@{version}").parse().unwrap();
+    let artifact = registry.artifact(&selector).unwrap_or_else(|error| panic!("{when}: {version} is listed: {error}"));
+    for file in &artifact.files {
+        let bytes = fs::read(registry.blob(&file.sha256)).unwrap_or_else(|error| panic!("{when}: {version}: {error}"));
+        assert_eq!(Digest::of(&bytes), file.sha256, "{when}: {version}");
+    }
+}
