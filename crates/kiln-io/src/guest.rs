@@ -52,12 +52,42 @@ pub struct Command {
     /// Working directory; `None` means `/root` or the login's home.
     pub directory: Option<String>,
     pub timeout: Duration,
+    /// Laid down before the script starts and removed after it ended, in the same round trip where it is small.
+    pub bundle: Option<Bundle>,
+    /// The script ends the connection itself (it reboots): a lost connection is returned at once, without the wait that
+    /// tells a reboot from a failing network.
+    pub reboots: bool,
 }
 
-/// How a command ended.
+impl Command {
+    /// A script without environment, secrets or files.
+    pub fn new(script: impl Into<String>, timeout: Duration) -> Self {
+        Self {
+            script: script.into(),
+            env: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            directory: None,
+            timeout,
+            bundle: None,
+            reboots: false,
+        }
+    }
+}
+
+/// Files that belong to one command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// Absolute; made anew with mode 0700, whatever was there before is removed.
+    pub directory: String,
+    pub entries: Vec<Entry>,
+}
+
+/// How a command ended. The guest's shell reports a death by signal as 128 and the signal's number, so a script that
+/// exits with such a status itself counts as killed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exit {
     Code(i32),
+    /// `TERM`, `KILL`.
     Signal(String),
 }
 
@@ -123,11 +153,35 @@ pub struct Access {
     pub known_hosts: PathBuf,
 }
 
+/// How far a connection came. In the order in which a booting guest reaches them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Nothing accepts connections at the address.
+    Listener,
+    /// Something accepts, but no SSH server speaks: the guest's network or sshd is not up.
+    Banner,
+    /// An SSH server speaks, but no encrypted connection comes about.
+    Handshake,
+    /// The login was accepted, but no shell runs.
+    Shell,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listener => "nothing listens",
+            Self::Banner => "no SSH server answers",
+            Self::Handshake => "the SSH handshake failed",
+            Self::Shell => "the login's shell does not run",
+        })
+    }
+}
+
 /// What can go wrong with a guest.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    #[error("no connection to the guest at {address}: {reason}")]
-    Connect { address: String, reason: String },
+    #[error("no connection to the guest at {address}: {stage}: {reason}")]
+    Connect { address: String, stage: Stage, reason: String },
     #[error("the guest at {address} shows the host key {found}, expected {expected}")]
     HostKey { address: String, expected: String, found: String },
     #[error("the guest at {address} refused the login of `{user}`")]
