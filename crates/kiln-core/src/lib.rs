@@ -8,12 +8,18 @@ pub mod diagnostic;
 pub mod digest;
 pub mod duration;
 pub mod event;
+pub mod expression;
 pub mod facts;
+mod keys;
 pub mod manifest;
 pub mod name;
+mod node;
+mod options;
 pub mod plan;
 pub mod secret;
+mod shape;
 pub mod size;
+pub mod template;
 
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use digest::Digest;

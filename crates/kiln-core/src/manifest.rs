@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+mod parse;
+
+pub use parse::parse;
+
 /// The version of the provisioner contract this kiln speaks.
 pub const API: u32 = 1;
 

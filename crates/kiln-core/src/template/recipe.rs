@@ -1,0 +1,91 @@
+//! The recipe digest: over everything that can change the image, and nothing else.
+//!
+//! In: the image's name (a member of a matrix is another image even when its steps are the same), base, memory, CPUs
+//! and disk (steps see them), every step that runs with its provisioner's digest, options, input digests, environment
+//! and the *names* of its secrets, checks, waivers and output formats (they decide what is sealed and written).
+//!
+//! Out: version and description, publishing, accelerator, time limits and retries, names of steps and checks (they
+//! change how a bake goes, not what it makes), absolute paths (they differ between machines), values of secrets.
+//! Steps that `when` leaves out are out. The TOML's comments, white space and key order never get this far.
+
+use serde_json::{Value as Json, json};
+
+use crate::{
+    Digest,
+    plan::{Builder, Check, Plan, Step},
+};
+
+/// Raised when the same plan gets another digest.
+const FORMAT: &str = "kiln.recipe.v1";
+
+pub(super) fn digest(plan: &Plan) -> Digest {
+    let Builder::Qemu(machine) = &plan.builder;
+    let recipe = json!({
+        "format": FORMAT,
+        "image": plan.image,
+        "base": plan.base,
+        "machine": { "memory": machine.memory, "cpus": machine.cpus, "disk": machine.disk },
+        "steps": plan.steps.iter().filter(|step| step.skipped.is_none()).map(step).collect::<Vec<_>>(),
+        "checks": plan.checks.iter().map(check).collect::<Vec<_>>(),
+        "waivers": plan.waivers,
+        "outputs": plan.outputs,
+    });
+    Digest::of(canonical(&recipe).as_bytes())
+}
+
+fn step(step: &Step) -> Json {
+    let inputs: Vec<Json> = step
+        .inputs
+        .iter()
+        .map(|input| json!({ "option": input.option, "directory": input.directory, "digest": input.digest }))
+        .collect();
+    json!({
+        "provisioner": step.provisioner_digest,
+        "runs_on": step.runs_on,
+        "options": step.options,
+        "inputs": inputs,
+        "env": step.env,
+        "secrets": step.secrets.keys().collect::<Vec<_>>(),
+    })
+}
+
+fn check(check: &Check) -> Json {
+    json!({ "kind": check.kind, "guest": check.on_guest, "artifact": check.on_artifact })
+}
+
+/// JSON without white space and with the keys of every object in byte order, whatever map type `serde_json` was built with.
+fn canonical(value: &Json) -> String {
+    let mut text = String::new();
+    write(value, &mut text);
+    text
+}
+
+fn write(value: &Json, text: &mut String) {
+    match value {
+        Json::Array(items) => {
+            text.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    text.push(',');
+                }
+                write(item, text);
+            }
+            text.push(']');
+        }
+        Json::Object(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_by_key(|(key, _)| key.as_str());
+            text.push('{');
+            for (index, (key, item)) in entries.into_iter().enumerate() {
+                if index > 0 {
+                    text.push(',');
+                }
+                text.push_str(&Json::from(key.as_str()).to_string());
+                text.push(':');
+                write(item, text);
+            }
+            text.push('}');
+        }
+        scalar => text.push_str(&scalar.to_string()),
+    }
+}

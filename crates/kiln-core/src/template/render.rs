@@ -1,0 +1,212 @@
+//! The readable text of a plan: what `kiln plan` prints and what the goldens hold.
+
+use std::fmt::Write as _;
+
+use serde_json::Value as Json;
+
+use crate::{
+    ByteSize, duration,
+    plan::{Base, Builder, Check, CheckKind, OutputFormat, Plan, Qcow2Source, Step, VersionSpec},
+};
+
+/// Longest value that is shown in full.
+const LONGEST: usize = 100;
+
+impl Plan {
+    /// What a bake of this plan would do, in order. The same on every machine.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        match &self.version {
+            VersionSpec::Fixed(version) => writeln!(text, "image {} {version}", self.image)?,
+            VersionSpec::Auto => writeln!(text, "image {} (version chosen at publishing)", self.image)?,
+        }
+        if let Some(description) = &self.description {
+            writeln!(text, "  {}", line(description))?;
+        }
+        if !self.member.is_empty() {
+            let axes: Vec<String> = self.member.iter().map(|(axis, value)| format!("{axis}={value}")).collect();
+            writeln!(text, "member {} ({})", self.member_name, axes.join(", "))?;
+        }
+        writeln!(text, "base {}", base(&self.base))?;
+        let Builder::Qemu(machine) = &self.builder;
+        writeln!(
+            text,
+            "machine qemu: memory {}, {} cpu, disk {}, accelerator {}, boot within {}, shut down within {}",
+            machine.memory,
+            machine.cpus,
+            machine.disk,
+            format!("{:?}", machine.accelerator).to_lowercase(),
+            duration::format(machine.boot_timeout),
+            duration::format(machine.shutdown_timeout)
+        )?;
+        writeln!(text, "\nsteps")?;
+        self.steps.iter().try_for_each(|step| write_step(text, step))?;
+        if self.steps.is_empty() {
+            writeln!(text, "  none")?;
+        }
+        writeln!(text, "\nchecks")?;
+        self.checks.iter().try_for_each(|check| write_check(text, check))?;
+        if self.checks.is_empty() {
+            writeln!(text, "  none")?;
+        }
+        for waiver in &self.waivers {
+            writeln!(text, "\nwaived {}: {}", waiver.finding, line(&waiver.reason))?;
+        }
+        let outputs: Vec<&str> = std::iter::once("qcow2").chain(self.outputs.iter().map(format_name)).collect();
+        writeln!(text, "\noutput {}", outputs.join(", "))?;
+        writeln!(text, "publish {}", if self.publish.registry { "local registry" } else { "nowhere" })?;
+        writeln!(text, "recipe {}", self.recipe)
+    }
+}
+
+fn base(base: &Base) -> String {
+    match base {
+        Base::Debian(debian) => {
+            let mut text = format!("debian {}", debian.suite);
+            if let Some(mirror) = &debian.mirror {
+                let _ = write!(text, " from {}", line(mirror));
+            }
+            if !debian.packages.is_empty() {
+                let _ = write!(text, " with {}", debian.packages.join(", "));
+            }
+            text
+        }
+        Base::Qcow2(qcow2) => {
+            let login = format!("{:?}", qcow2.login).to_lowercase();
+            let (place, digest) = match &qcow2.source {
+                Qcow2Source::File { path, digest, .. } => (path, digest),
+                Qcow2Source::Url { url, digest } => (url, digest),
+            };
+            format!("qcow2 {} ({digest}), login by {login}", line(place))
+        }
+    }
+}
+
+fn write_step(text: &mut String, step: &Step) -> std::fmt::Result {
+    let named = if step.name == step.provisioner { String::new() } else { format!(" ({})", step.provisioner) };
+    let host = if step.runs_on == crate::manifest::RunsOn::Host { " on the build host" } else { "" };
+    let reboots = if step.reboots { ", reboots" } else { "" };
+    let retries = if step.retries > 0 { format!(", {} retries", step.retries) } else { String::new() };
+    let limit = duration::format(step.timeout);
+    writeln!(text, "{:>3}. {}{named}{host}, at most {limit}{retries}{reboots}", step.number, line(&step.name))?;
+    if let Some(reason) = &step.skipped {
+        writeln!(text, "     skipped: {}", line(reason))?;
+    }
+    write_options(text, "     ", &step.options)?;
+    for (name, value) in &step.env {
+        writeln!(text, "     env {name} = {}", short(&Json::from(value.as_str())))?;
+    }
+    for (name, variable) in &step.secrets {
+        writeln!(text, "     secret {name} from {variable}")?;
+    }
+    for input in &step.inputs {
+        let kind = if input.directory { "directory" } else { "file" };
+        let size = ByteSize(input.bytes).approximate();
+        writeln!(text, "     takes {kind} {} ({size}, {})", line(&input.path), input.digest.short())?;
+    }
+    Ok(())
+}
+
+fn write_options(text: &mut String, indent: &str, options: &Json) -> std::fmt::Result {
+    for (name, value) in options.as_object().into_iter().flatten() {
+        match value {
+            Json::Array(items) if items.iter().any(Json::is_object) => {
+                writeln!(text, "{indent}{name}")?;
+                items.iter().try_for_each(|item| writeln!(text, "{indent}  - {}", short(item)))?;
+            }
+            Json::Array(items) if items.is_empty() => {}
+            Json::Object(map) if map.is_empty() => {}
+            value => writeln!(text, "{indent}{name} = {}", short(value))?,
+        }
+    }
+    Ok(())
+}
+
+fn write_check(text: &mut String, check: &Check) -> std::fmt::Result {
+    let places = match (check.on_guest, check.on_artifact) {
+        (true, true) => "guest and artifact",
+        (true, false) => "guest",
+        _ => "artifact",
+    };
+    let within = duration::format(check.within);
+    writeln!(text, "{:>3}. {}, on {places}, within {within}", check.number, line(&check.name))?;
+    writeln!(text, "     {}", kind(&check.kind))
+}
+
+fn kind(kind: &CheckKind) -> String {
+    let mut wanted = Vec::new();
+    let subject = match kind {
+        CheckKind::Command { run, exit, contains } => {
+            wanted.push(format!("exits with {exit}"));
+            wanted.extend(contains.iter().map(|text| format!("prints {text:?}")));
+            format!("`{}`", line(run))
+        }
+        CheckKind::Http { url, status, contains } => {
+            wanted.push(format!("answers {status}"));
+            wanted.extend(contains.iter().map(|text| format!("contains {text:?}")));
+            url.clone()
+        }
+        CheckKind::Port { port, address, open } => {
+            wanted.push(if *open { "accepts connections" } else { "refuses connections" }.to_owned());
+            format!("{address} port {port}")
+        }
+        CheckKind::Service { name, running, enabled } => {
+            wanted.push(if *running { "is running" } else { "is stopped" }.to_owned());
+            wanted.extend(enabled.map(|on| if on { "is enabled" } else { "is disabled" }.to_owned()));
+            format!("service {name}")
+        }
+        CheckKind::File { path, exists, mode, owner, group, contains, sha256 } => {
+            wanted.push(if *exists { "exists" } else { "does not exist" }.to_owned());
+            wanted.extend(mode.iter().map(|mode| format!("has mode {mode}")));
+            wanted.extend(owner.iter().map(|owner| format!("belongs to {owner}")));
+            wanted.extend(group.iter().map(|group| format!("belongs to group {group}")));
+            wanted.extend(contains.iter().map(|text| format!("contains {text:?}")));
+            wanted.extend(sha256.iter().map(|digest| format!("has {digest}")));
+            format!("file {path}")
+        }
+        CheckKind::Package { name, installed, version } => {
+            wanted.push(if *installed { "is installed" } else { "is not installed" }.to_owned());
+            wanted.extend(version.iter().map(|version| format!("has version {version}")));
+            format!("package {name}")
+        }
+        CheckKind::User { name, exists, shell, home, groups } => {
+            wanted.push(if *exists { "exists" } else { "does not exist" }.to_owned());
+            wanted.extend(shell.iter().map(|shell| format!("has shell {shell}")));
+            wanted.extend(home.iter().map(|home| format!("has home {home}")));
+            wanted.extend((!groups.is_empty()).then(|| format!("is in {}", groups.join(", "))));
+            format!("user {name}")
+        }
+    };
+    line(&format!("{subject} {}", wanted.join(", ")))
+}
+
+fn format_name(format: &OutputFormat) -> &'static str {
+    match format {
+        OutputFormat::Raw => "raw",
+        OutputFormat::RawZstd => "raw.zst",
+        OutputFormat::Vmdk => "vmdk",
+        OutputFormat::Vhd => "vhd",
+    }
+}
+
+/// JSON on one line, cut where it gets long. JSON escapes line breaks, and [`line`] the rest.
+fn short(value: &Json) -> String {
+    line(&value.to_string())
+}
+
+/// One line without control characters.
+fn line(text: &str) -> String {
+    let first = text.lines().next().unwrap_or_default();
+    let cut = first.len() < text.trim_end().len() || first.chars().count() > LONGEST;
+    let mut shown: String = first.chars().take(LONGEST).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if cut {
+        shown.push_str(" ..");
+    }
+    shown
+}

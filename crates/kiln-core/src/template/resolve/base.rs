@@ -1,0 +1,146 @@
+//! Base and builder of a plan.
+
+use super::{World, parsed};
+use crate::{
+    ByteSize, Digest,
+    keys::{BASE, BUILDER, DEBIAN, QCOW2, QEMU},
+    node::{Node, Report},
+    plan::{Accelerator, Base, Builder, DebianBase, Login, Qcow2Base, Qcow2Source, QemuMachine},
+    shape::Section,
+    template::load::report_fact,
+};
+
+/// Debian 12 does not boot with less.
+const LEAST_MEMORY: ByteSize = ByteSize::mib(128);
+/// Beyond this a size is a slip of the pen.
+const MOST_MEMORY: ByteSize = ByteSize::gib(4096);
+const LEAST_DISK: ByteSize = ByteSize::mib(64);
+const MOST_DISK: ByteSize = ByteSize::gib(64 << 10);
+
+pub(super) fn base(report: &mut Report, root: Section<'_>, world: &World<'_>, allowed: &[String]) -> Option<Base> {
+    let node = root.node("base")?;
+    let base = Section::new(node, BASE);
+    match (base.node("debian"), base.node("qcow2")) {
+        (Some(debian), None) => self::debian(report, Section::new(debian, DEBIAN)).map(Base::Debian),
+        (None, Some(qcow2)) => self::qcow2(report, qcow2, world, allowed).map(Base::Qcow2),
+        (Some(_), Some(second)) => {
+            report.error(second.at, "there are two bases; an image starts from exactly one");
+            None
+        }
+        (None, None) => {
+            let help = "write `[base.debian]` or `[base.qcow2]`";
+            if node.as_table().is_some_and(std::collections::BTreeMap::is_empty) {
+                report.error_with_help(node.at, "the base is empty", help);
+            }
+            None
+        }
+    }
+}
+
+fn debian(report: &mut Report, section: Section<'_>) -> Option<DebianBase> {
+    let mirror = section.node("mirror").and_then(|node| Some((node, node.text()?)));
+    if let Some((node, url)) = &mirror {
+        check_url(report, node, url, &["http://", "https://", "file://", "copy://"]);
+    }
+    for node in section.list("packages") {
+        let Some(name) = node.text() else { continue };
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+.:~=_-".contains(c);
+        if !name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()) || !name.chars().all(plain) {
+            report.error(node.at, format!("`{}` is not the name of a Debian package", name.escape_debug()));
+        }
+    }
+    let mut packages = section.strings("packages");
+    packages.sort();
+    packages.dedup();
+    Some(DebianBase { suite: section.string("suite")?, mirror: mirror.map(|(_, url)| url), packages })
+}
+
+fn qcow2(report: &mut Report, node: &Node, world: &World<'_>, allowed: &[String]) -> Option<Qcow2Base> {
+    let section = Section::new(node, QCOW2);
+    let given = parsed(report, section, "sha256", |text| text.parse::<Digest>());
+    let login = if section.string("login")? == "credentials" { Login::Credentials } else { Login::Nocloud };
+    let source = match (section.node("path"), section.node("url")) {
+        (Some(path), None) => file(report, path, given, world, allowed)?,
+        (None, Some(url)) => {
+            let text = url.text()?;
+            check_url(report, url, &text, &["http://", "https://"]);
+            if !section.has("sha256") {
+                let help = "add `sha256 = \"..\"`, as published beside the image";
+                report.error_with_help(url.at, "a base from a URL needs its `sha256`", help);
+            }
+            Qcow2Source::Url { url: text, digest: given? }
+        }
+        (Some(_), Some(second)) => {
+            report.error(second.at, "the base has both a `path` and a `url`");
+            return None;
+        }
+        (None, None) => {
+            report.error_with_help(node.at, "`[base.qcow2]` names no image", "add `path`, or `url` with its `sha256`");
+            return None;
+        }
+    };
+    Some(Qcow2Base { source, login })
+}
+
+fn file(
+    report: &mut Report,
+    node: &Node,
+    given: Option<Digest>,
+    world: &World<'_>,
+    allowed: &[String],
+) -> Option<Qcow2Source> {
+    let path = node.text()?;
+    match world.facts.input(report.file(node.at.file), &path, allowed) {
+        Err(error) => report_fact(report, node.at, &error),
+        Ok(fact) if fact.directory => report.error(node.at, format!("`{path}` is a directory, not a disk image")),
+        Ok(fact) if given.is_some_and(|given| given != fact.digest) => {
+            report.error(node.at, format!("`{path}` has the digest {}, not the one in `sha256`", fact.digest));
+        }
+        Ok(fact) => return Some(Qcow2Source::File { path, resolved: fact.path, digest: fact.digest }),
+    }
+    None
+}
+
+fn check_url(report: &mut Report, node: &Node, url: &str, schemes: &[&str]) {
+    let Some(rest) = schemes.iter().find_map(|scheme| url.strip_prefix(scheme)) else {
+        report.error(node.at, format!("the URL must begin with {}", crate::shape::list(schemes)));
+        return;
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    if url.chars().any(|c| c.is_whitespace() || c.is_control()) || rest.is_empty() {
+        report.error(node.at, "the URL is incomplete or holds white space");
+    } else if authority.contains('@') {
+        let help = "a plan and a recipe are not secret; use an address that needs no password";
+        report.error_with_help(node.at, "the URL holds a user name or a password", help);
+    }
+}
+
+pub(super) fn builder(report: &mut Report, root: Section<'_>) -> Option<Builder> {
+    let qemu = root.section("builder", BUILDER).section("qemu", QEMU);
+    let memory = size(report, qemu, "memory", LEAST_MEMORY, MOST_MEMORY);
+    let disk = size(report, qemu, "disk", LEAST_DISK, MOST_DISK);
+    Some(Builder::Qemu(QemuMachine {
+        memory: memory?,
+        cpus: qemu.integer("cpus")?,
+        disk: disk?,
+        accelerator: match qemu.string("accelerator")?.as_str() {
+            "kvm" => Accelerator::Kvm,
+            "tcg" => Accelerator::Tcg,
+            _ => Accelerator::Auto,
+        },
+        boot_timeout: qemu.duration("boot_timeout")?,
+        shutdown_timeout: qemu.duration("shutdown_timeout")?,
+    }))
+}
+
+fn size(report: &mut Report, section: Section<'_>, name: &str, least: ByteSize, most: ByteSize) -> Option<ByteSize> {
+    let size = section.size(name)?;
+    if let Some(node) = section.node(name) {
+        if size < least || size > most {
+            report.error(node.at, format!("`{name}` must be from {least} to {most}"));
+        } else if size.bytes() % ByteSize::mib(1).bytes() != 0 {
+            report.error(node.at, format!("`{name}` must be a multiple of 1 MiB"));
+        }
+    }
+    Some(size)
+}
