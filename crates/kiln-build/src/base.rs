@@ -1,8 +1,27 @@
 //! What a bake starts from, made ready on this machine: a disk that overlays can stand on.
+//!
+//! Everything lies in `<cache>/bases` and may be deleted at any time: [`debian`] systems under the digest of their inputs,
+//! disks made elsewhere under their own digest.
 
-use std::path::PathBuf;
+mod bootstrap;
+mod cache;
+mod debian;
+mod disk;
+mod sources;
 
-use kiln_core::{artifact::BaseRecord, plan::Login};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use kiln_core::{
+    artifact::BaseRecord,
+    event::Events,
+    plan::{Base, Login},
+};
+use kiln_io::{
+    dirs::Dirs,
+    error::{FsError, ProcessError},
+    time::Clock,
+};
+use tokio_util::sync::CancellationToken;
 
 /// A base in the cache, verified and never written to again.
 #[derive(Debug, Clone)]
@@ -16,7 +35,7 @@ pub struct PreparedBase {
     pub kernel: Option<DirectKernel>,
     pub record: BaseRecord,
     /// Tool name to version of what made it.
-    pub tools: std::collections::BTreeMap<String, String>,
+    pub tools: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,4 +50,70 @@ pub struct DirectKernel {
     pub initrd: PathBuf,
     /// Without the console and without what kiln adds for a bake.
     pub command_line: String,
+}
+
+/// The world as a base needs it.
+#[derive(Debug, Clone)]
+pub struct BaseContext {
+    pub dirs: Dirs,
+    pub events: Arc<dyn Events>,
+    pub clock: Arc<dyn Clock>,
+    pub cancel: CancellationToken,
+}
+
+/// Why a base is not ready.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    #[error("cannot build the base `{name}`: {reason}")]
+    Build {
+        name: String,
+        reason: String,
+        /// What to try.
+        hint: Option<String>,
+    },
+    #[error("cannot build the base `{name}`: mmdebstrap failed{}", cause.as_deref().map(|cause| format!(": {cause}")).unwrap_or_default())]
+    Bootstrap {
+        name: String,
+        /// Its own words for why, where they are known.
+        cause: Option<String>,
+        hint: Option<String>,
+        #[source]
+        source: ProcessError,
+    },
+    #[error("kiln cannot build a base for Debian `{suite}`; it knows `bookworm` and `trixie`")]
+    Suite { suite: String },
+    #[error("cannot write the disk of the base `{name}`")]
+    Disk {
+        name: String,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl BaseError {
+    /// What to try next, where that is known.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Build { hint, .. } | Self::Bootstrap { hint, .. } => hint.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// Finds the base in the cache or makes it. Several kilns may ask for the same at once; one makes it.
+pub async fn prepare(base: &Base, context: &BaseContext) -> Result<PreparedBase, BaseError> {
+    match base {
+        Base::Debian(debian) => debian::prepare(debian, context).await,
+        Base::Qcow2(qcow2) => Err(BaseError::Build {
+            name: format!("{:?}", qcow2.source),
+            reason: "bases from disk images are not there yet".into(),
+            hint: None,
+        }),
+    }
 }

@@ -6,6 +6,9 @@
 
 pub mod detect;
 pub mod error;
+pub mod ext4;
+pub mod fat;
+pub mod gpt;
 pub mod hygiene;
 pub mod qcow2;
 pub mod raw;
