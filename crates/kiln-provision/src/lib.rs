@@ -1,1 +1,17 @@
-//! kiln-provision
+//! Provisioners: finding them, packing a step for the guest, running it and telling what happened.
+//!
+//! This crate must not know how a guest is booted, reached or sealed: it sees the [`kiln_io::guest::Guest`] trait.
+
+pub mod bundle;
+mod encode;
+pub mod error;
+pub mod facts;
+pub mod library;
+mod output;
+mod redact;
+mod script;
+pub mod step;
+
+pub use facts::HostFacts;
+pub use library::{Library, Provisioner};
+pub use step::{StepRun, run_step};
