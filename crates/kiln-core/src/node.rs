@@ -143,10 +143,6 @@ impl Report {
         self.found.push(diagnostic);
     }
 
-    pub(crate) fn label(&self, diagnostic: Diagnostic, at: At, text: &str) -> Diagnostic {
-        diagnostic.with_label(self.file(at.file), at.start..at.end, text)
-    }
-
     /// The place of a byte range inside the *value* of a string written at `at`.
     pub(crate) fn inside(&self, at: At, range: Range<usize>) -> At {
         let written = self.written(at);

@@ -17,17 +17,16 @@ use crate::{
 pub(crate) struct Section<'n> {
     table: Option<&'n Table>,
     keys: &'static [Key],
-    pub(crate) at: Option<At>,
 }
 
 impl<'n> Section<'n> {
     pub(crate) fn new(node: &'n Node, keys: &'static [Key]) -> Self {
-        Self { table: node.as_table(), keys, at: Some(node.at) }
+        Self { table: node.as_table(), keys }
     }
 
     /// A table that was not written: every key has its default.
     pub(crate) fn absent(keys: &'static [Key]) -> Self {
-        Self { table: None, keys, at: None }
+        Self { table: None, keys }
     }
 
     pub(crate) fn entry(&self, name: &str) -> Option<&'n Entry> {

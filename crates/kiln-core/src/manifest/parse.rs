@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The longest manifest. The largest of the built-in set has 4 KiB.
-pub const LARGEST: usize = 256 << 10;
+const LARGEST: usize = 256 << 10;
 
 const SCALARS: [(&str, OptionKind); 7] = [
     ("string", OptionKind::String),
