@@ -1,1 +1,4 @@
 //! What the tests of the whole share: the built binary, a cleared environment, deadlines that scale.
+
+pub mod proxy;
+pub mod sshd;

@@ -196,7 +196,7 @@ pub enum GuestError {
     Corrupted { path: String },
     #[error("cancelled")]
     Cancelled,
-    #[error("cannot read `{path}` for the upload")]
+    #[error("cannot copy to or from the local file `{path}`")]
     Local {
         path: String,
         #[source]

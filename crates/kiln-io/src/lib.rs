@@ -10,5 +10,6 @@ pub mod guest;
 pub mod keys;
 pub mod process;
 pub mod random;
+pub mod ssh;
 pub mod time;
 pub mod tree;
