@@ -9,6 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use kiln_core::{Secret, event::Stream};
+use serde::{Deserialize, Serialize};
 
 /// A running machine, reached over one connection.
 #[async_trait]
@@ -141,8 +142,9 @@ pub enum Content {
     Link(PathBuf),
 }
 
-/// SSH connection details.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// SSH connection details. A build that keeps its guest writes them to [`Access::FILE`] in its directory, where
+/// `kiln ssh` finds them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
     pub host: String,
     pub port: u16,
@@ -175,6 +177,11 @@ impl fmt::Display for Stage {
             Self::Shell => "the login's shell does not run",
         })
     }
+}
+
+impl Access {
+    /// JSON in the build's directory.
+    pub const FILE: &'static str = "access.json";
 }
 
 /// What can go wrong with a guest.

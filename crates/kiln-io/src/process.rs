@@ -1,5 +1,6 @@
 //! Programs of the build host: what to run as a plain value, and the ways to run it.
 
+mod attached;
 mod identity;
 mod lines;
 mod run;
@@ -17,6 +18,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
+pub use attached::{replace_by, run_attached};
 pub use identity::{Identity, alive, host_boot_id, kill_group, start_time};
 pub use run::{Finished, run, run_to_end};
 pub use spawn::{Running, spawn};
