@@ -3,15 +3,30 @@
 //! The disk is read with a reader of our own and `ext4-view`, never mounted: a hostile file system gives findings or
 //! errors, not a compromised host. Findings are data; [`waive`] applies the exceptions a template declares.
 
-use std::{fmt, sync::Arc};
-
-use kiln_core::{artifact::FindingRecord, plan::Waiver};
-
-use crate::{
-    ReadAt,
-    qcow2::{header::Limits, image::Image},
-    residue::Scan,
+use std::{
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
 };
+
+use kiln_core::{ByteSize, artifact::FindingRecord, plan::Waiver};
+
+use self::{
+    superblock::{Superblock, SuperblockError},
+    tree::Tree,
+};
+use crate::{
+    ReadAt, Window,
+    qcow2::{header::Limits, image::Image},
+    residue::{self, Scan},
+};
+
+mod fat;
+mod little_endian;
+mod partitions;
+mod rules;
+pub mod superblock;
+mod tree;
 
 /// Whether a finding stops the bake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,22 +62,151 @@ pub struct Asked<'a> {
     pub scan: Option<&'a Scan>,
     /// The guest's host name during the bake; must not stay (H16).
     pub build_host_name: Option<&'a str>,
+    /// Users that existed for the bake only (H09).
+    pub build_users: &'a [&'a str],
 }
 
-/// Verifies a finished qcow2 file. Findings come in a fixed order: by id, path, detail.
+/// Verifies a finished qcow2 file. Findings come in a fixed order: by id, level, path, detail.
 pub fn verify(file: Arc<dyn ReadAt>, asked: &Asked<'_>) -> Vec<Finding> {
     match Image::open(file, Limits::default()) {
-        Ok(image) => verify_disk(Arc::new(image), asked),
-        Err(refusal) => {
-            vec![Finding { id: "H40", level: Level::Fail, path: String::new(), detail: refusal.to_string() }]
-        }
+        Ok(image) => verify_disk(&(Arc::new(image) as Arc<dyn ReadAt>), asked),
+        Err(refusal) => vec![Finding::fail("H40", "", refusal.to_string())],
     }
 }
 
 /// Verifies a disk as the guest sees it.
-pub fn verify_disk(disk: Arc<dyn ReadAt>, asked: &Asked<'_>) -> Vec<Finding> {
-    let _ = (disk, asked);
-    Vec::new()
+pub fn verify_disk(disk: &Arc<dyn ReadAt>, asked: &Asked<'_>) -> Vec<Finding> {
+    let mut findings = residue_findings(asked);
+    // A reader that panics on a hostile file system has found something wrong with it, and must not end the bake here.
+    let checked = catch_unwind(AssertUnwindSafe(|| check_disk(disk, asked)));
+    findings.extend(match checked {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => vec![Finding::fail("H38", "", format!("the disk cannot be read: {error}"))],
+        Err(_) => vec![Finding::fail("H38", "", "a file system of the disk is damaged beyond reading")],
+    });
+    findings.sort();
+    findings.dedup();
+    findings
+}
+
+/// Whether the ext4 file systems of a disk were left clean; the reasons if not. For the proof of a clean shutdown.
+pub fn unclean_file_systems(disk: &Arc<dyn ReadAt>) -> io::Result<Vec<String>> {
+    let table = partitions::read(disk.as_ref())?;
+    let mut faults = Vec::new();
+    for partition in &table.partitions {
+        if let Ok((_, superblock)) = open_ext4(disk, partition) {
+            faults.extend(superblock.unclean().into_iter().map(|fault| format!("{}: {fault}", partition.name)));
+        }
+    }
+    Ok(faults)
+}
+
+impl Finding {
+    fn fail(id: &'static str, path: &str, detail: impl Into<String>) -> Self {
+        Self { id, level: Level::Fail, path: path.to_owned(), detail: detail.into() }
+    }
+}
+
+/// H39
+fn residue_findings(asked: &Asked<'_>) -> Vec<Finding> {
+    let Some(scan) = asked.scan else {
+        return vec![Finding::fail("H39", "", "the disk was not searched for secrets")];
+    };
+    let found = scan.hits().into_iter().map(|hit| {
+        let place = format!("`{}` stands on the disk at byte {} ({})", hit.name, hit.offset, hit.encoding);
+        Finding::fail("H39", "", place)
+    });
+    let unsearched = scan.too_short().iter().map(|name| Finding {
+        id: "H39",
+        level: Level::Warn,
+        path: String::new(),
+        detail: format!("`{name}` has fewer than {} bytes and was not searched for", residue::SHORTEST),
+    });
+    found.chain(unsearched).collect()
+}
+
+/// H38 for every file system, H14 for the EFI system partition, and the tree rules for the root.
+fn check_disk(disk: &Arc<dyn ReadAt>, asked: &Asked<'_>) -> io::Result<Vec<Finding>> {
+    let table = partitions::read(disk.as_ref())?;
+    let mut findings: Vec<Finding> = table.faults.iter().map(|fault| Finding::fail("H38", "", fault)).collect();
+    let mut root = None;
+    for partition in &table.partitions {
+        let name = &partition.name;
+        if partition.efi_system {
+            findings.extend(efi_system(disk, partition)?);
+            continue;
+        }
+        let (volume, superblock) = match open_ext4(disk, partition) {
+            Ok(opened) => opened,
+            Err(SuperblockError::NotExt4) => continue,
+            Err(error) => {
+                findings.push(Finding::fail("H38", "", format!("{name}: {error}")));
+                continue;
+            }
+        };
+        findings
+            .extend(superblock.unclean().into_iter().map(|fault| Finding::fail("H38", "", format!("{name}: {fault}"))));
+        findings.extend(free_space(partition, &volume, &superblock)?);
+        match Tree::read(volume) {
+            Ok(tree) if tree.exists("/etc/passwd") => root = Some(tree),
+            Ok(_) => {}
+            Err(error) => findings.push(Finding::fail("H38", "", format!("{name} cannot be read: {error}"))),
+        }
+    }
+    match root {
+        Some(tree) => findings.extend(rules::check(&tree, asked)),
+        None => findings.push(Finding::fail(
+            "H38",
+            "",
+            "no readable ext4 root file system, so nothing in it could be verified; other file systems are not supported",
+        )),
+    }
+    Ok(findings)
+}
+
+fn open_ext4(
+    disk: &Arc<dyn ReadAt>,
+    partition: &partitions::Partition,
+) -> Result<(Arc<dyn ReadAt>, Superblock), SuperblockError> {
+    let volume = volume(disk, partition)?;
+    let superblock = Superblock::read(volume.as_ref())?;
+    Ok((volume, superblock))
+}
+
+fn volume(disk: &Arc<dyn ReadAt>, partition: &partitions::Partition) -> io::Result<Arc<dyn ReadAt>> {
+    let size = partition.range.end - partition.range.start;
+    let window = Window::new(disk.clone(), partition.range.start, size).ok_or(io::ErrorKind::UnexpectedEof)?;
+    Ok(Arc::new(window))
+}
+
+fn free_space(
+    partition: &partitions::Partition,
+    volume: &Arc<dyn ReadAt>,
+    superblock: &Superblock,
+) -> io::Result<Option<Finding>> {
+    let untrimmed = superblock.untrimmed(volume.as_ref(), partition.range.start)?;
+    let name = &partition.name;
+    Ok(match untrimmed {
+        Some(0) => None,
+        Some(bytes) => {
+            let bytes = ByteSize(bytes).approximate();
+            Some(Finding::fail(
+                "H38",
+                "",
+                format!("{name}: {bytes} of free space still hold old data; it was not trimmed"),
+            ))
+        }
+        None => {
+            Some(Finding::fail("H38", "", format!("{name}: its free space cannot be checked (meta_bg or bigalloc)")))
+        }
+    })
+}
+
+fn efi_system(disk: &Arc<dyn ReadAt>, partition: &partitions::Partition) -> io::Result<Option<Finding>> {
+    let seed = fat::exists(volume(disk, partition)?.as_ref(), &["loader", "random-seed"])?;
+    Ok((seed == Some(true)).then(|| {
+        Finding::fail("H14", "/loader/random-seed", "a random seed on the EFI system partition; clones would share it")
+    }))
 }
 
 /// Findings with the template's exceptions applied.

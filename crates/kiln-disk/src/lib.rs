@@ -26,3 +26,5 @@ pub const CHUNK: usize = 64 << 10;
 
 /// The unit of reading and of later storage: 64 chunks.
 pub const SEGMENT: usize = 64 * CHUNK;
+
+static ZEROS: [u8; CHUNK] = [0; CHUNK];

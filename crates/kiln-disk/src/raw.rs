@@ -10,7 +10,7 @@ use std::{
 use kiln_core::{Digest, artifact};
 use sha2::{Digest as _, Sha256};
 
-use crate::{CHUNK, Error, ReadAt, Result, SEGMENT, seal::Sealed};
+use crate::{CHUNK, Error, ReadAt, Result, SEGMENT, ZEROS, seal::Sealed};
 
 /// How far a writer is and whether it should stop.
 pub struct Watch<'a> {
@@ -59,7 +59,7 @@ pub fn write_raw_zst(image: &dyn ReadAt, sealed: &Sealed, path: &Path, watch: &W
         zstd::bulk::compress(bytes, crate::seal::LEVEL).map_err(|source| Error::Compress { offset, source })
     };
     let mut out = Hashing { inner: io::BufWriter::new(create(path)?), hasher: Sha256::new(), bytes: 0 };
-    let zeros = compress(&[0; CHUNK], 0)?;
+    let zeros = compress(&ZEROS, 0)?;
     let mut frames = sealed.frames().peekable();
     for number in 0..sealed.chunks.len() {
         if (watch.cancelled)() {

@@ -9,6 +9,11 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
 
     /// Fills `buffer` from `offset`. Reading past the end is an error of kind [`io::ErrorKind::UnexpectedEof`].
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// How many bytes from `offset` on are known to be zero without reading them. 0 promises nothing.
+    fn hole(&self, _offset: u64) -> io::Result<u64> {
+        Ok(0)
+    }
 }
 
 /// A file whose size was taken when it was opened.
@@ -80,5 +85,10 @@ impl ReadAt for Window {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.inner.read_at(self.start + offset, buffer)
+    }
+
+    fn hole(&self, offset: u64) -> io::Result<u64> {
+        let rest = self.size.saturating_sub(offset);
+        Ok(self.inner.hole(self.start.saturating_add(offset))?.min(rest))
     }
 }

@@ -133,7 +133,11 @@ impl Tap for Scan {
 
 /// The forms a value may take on a disk.
 fn encodings(value: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
-    let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = value
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
+        .collect();
     let mut forms =
         vec![("plain", value.to_vec()), ("hex", hex.to_uppercase().into_bytes()), ("hex", hex.into_bytes())];
     for lead in 0..3 {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The disk counts as filled up with zeros to whole chunks; its size is a multiple of 512. Every chunk that is not
-//! all zeros becomes one zstd frame of its own (level 1, content size in the header, no checksum).
+//! all zeros becomes one zstd frame of its own (content size in the header, no checksum).
 
 use std::{
     fs::{self, File},
@@ -20,15 +20,15 @@ use kiln_core::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    CHUNK, Error, GuestDisk, ReadAt, Result,
+    CHUNK, Error, GuestDisk, ReadAt, Result, ZEROS,
     qcow2::canonical::{self, FRAMES_OFFSET},
 };
 
 mod pipeline;
 
-/// Measured on a Debian 12 root file system in 64 KiB chunks: level 2 saves 2 % and level 3 saves 5 % of the bytes for
-/// 1.2 and 1.7 times the time of level 1.
-pub const LEVEL: i32 = 1;
+/// Measured on a Debian 12 root file system (531 MiB of files) in 64 KiB chunks, whole sealing: level 1 gives 206.5 MB
+/// for 1.37 s of processor time, level 2 gives 202.4 MB for 1.45 s, level 3 gives 200.0 MB for 1.68 s.
+pub const LEVEL: i32 = 2;
 
 /// How to seal.
 pub struct Options<'a> {
@@ -116,7 +116,7 @@ pub fn disk_digest(size: u64, chunks: impl IntoIterator<Item = Digest>) -> Diges
 
 /// The digest of an all-zero chunk.
 pub fn zero_chunk() -> Digest {
-    Digest::of(&[0; CHUNK])
+    Digest::of(&ZEROS)
 }
 
 /// Reads `disk` once and writes the canonical qcow2 to `path`, which must not exist; it appears there when complete.

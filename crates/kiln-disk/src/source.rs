@@ -159,6 +159,17 @@ impl ReadAt for GuestDisk {
         }
         Ok(())
     }
+
+    fn hole(&self, offset: u64) -> io::Result<u64> {
+        let rest = self.size.saturating_sub(offset);
+        if rest == 0 {
+            return Ok(0);
+        }
+        match self.extent(offset, rest)? {
+            (Extent::Hole, run) => Ok(run),
+            _ => Ok(0),
+        }
+    }
 }
 
 impl Layer {
@@ -197,7 +208,7 @@ impl Layer {
             return Ok((Piece::Zero, length));
         }
         match self {
-            Self::Raw(file) => raw_piece(file.file(), offset, inside),
+            Self::Raw(file) => Ok(raw_piece(file.file(), offset, inside)),
             Self::Qcow2 { image, .. } => {
                 let (mapping, run) = image.get_shallow_mapping(offset, inside)?;
                 let piece = match mapping {
@@ -256,18 +267,17 @@ fn open_with_imago(path: &Path) -> io::Result<FormatAccess<imago::file::File>> {
     Ok(FormatAccess::new(image))
 }
 
-/// Asks the host file system for data and holes.
-fn raw_piece(file: &File, offset: u64, length: u64) -> io::Result<(Piece, u64)> {
+/// Asks the host file system for data and holes. One that cannot say gets everything read.
+fn raw_piece(file: &File, offset: u64, length: u64) -> (Piece, u64) {
     use rustix::fs::{SeekFrom, seek};
     match seek(file, SeekFrom::Data(offset)) {
-        Ok(data) if data > offset => Ok((Piece::Zero, length.min(data - offset))),
+        Ok(data) if data > offset => (Piece::Zero, length.min(data - offset)),
         Ok(_) => {
             let hole = seek(file, SeekFrom::Hole(offset)).unwrap_or(u64::MAX);
-            Ok((Piece::Stored(offset), length.min(hole.saturating_sub(offset).max(1))))
+            (Piece::Stored(offset), length.min(hole.saturating_sub(offset).max(1)))
         }
         // No data from here to the end.
-        Err(rustix::io::Errno::NXIO) => Ok((Piece::Zero, length)),
-        // A file system that cannot say: everything is data.
-        Err(_) => Ok((Piece::Stored(offset), length)),
+        Err(rustix::io::Errno::NXIO) => (Piece::Zero, length),
+        Err(_) => (Piece::Stored(offset), length),
     }
 }

@@ -19,7 +19,7 @@ const REFCOUNT_ENTRIES: u64 = CLUSTER / 2;
 /// Set on a cluster whose refcount is exactly one.
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
-/// Where the count of further sectors begins in a compressed entry: 62 - (cluster_bits - 8).
+/// Where the count of further sectors begins in a compressed entry: 62 minus (16 minus 8).
 const SECTORS_SHIFT: u32 = 54;
 /// QEMU's smallest addressable unit.
 pub const SECTOR: u64 = 512;
@@ -125,7 +125,9 @@ fn header(size: u64, l1_entries: u64, l1_offset: u64, refcount_offset: u64, refc
     let mut header = Vec::with_capacity(CHUNK);
     let mut u32s = |values: &[u64]| {
         // Every value here is a count bounded by the size of a file that exists.
-        values.iter().for_each(|value| header.extend(u32::try_from(*value).unwrap_or(u32::MAX).to_be_bytes()));
+        for value in values {
+            header.extend(u32::try_from(*value).unwrap_or(u32::MAX).to_be_bytes());
+        }
     };
     u32s(&[0x5146_49fb, 3]);
     u32s(&[0, 0, 0]); // no backing file

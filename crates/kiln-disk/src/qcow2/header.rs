@@ -90,7 +90,7 @@ impl Refusal {
 
 fn refuse<T>(
     field: &'static str,
-    value: impl ToString,
+    value: impl std::fmt::Display,
     reason: &'static str,
     advice: &'static str,
 ) -> Result<T, Refusal> {
@@ -190,7 +190,7 @@ fn approve_version_3(raw: &Raw<'_>, cluster_bits: u32) -> Result<(u32, u32, Comp
         return refuse("incompatible_features", shown, "a bit is set whose meaning is unknown", FLATTEN);
     }
     let header_length = raw.u32(100);
-    if header_length < 104 || header_length % 8 != 0 || u64::from(header_length) > 1 << cluster_bits {
+    if header_length < 104 || !header_length.is_multiple_of(8) || u64::from(header_length) > 1 << cluster_bits {
         return refuse(
             "header_length",
             header_length,
@@ -323,3 +323,7 @@ impl Raw<'_> {
         u64::from_be_bytes(bytes)
     }
 }
+
+#[cfg(test)]
+#[path = "header_tests.rs"]
+mod tests;

@@ -151,6 +151,17 @@ impl ReadAt for Image {
         }
         Ok(())
     }
+
+    fn hole(&self, offset: u64) -> io::Result<u64> {
+        let rest = self.header.size.saturating_sub(offset);
+        if rest == 0 {
+            return Ok(0);
+        }
+        match self.cluster(offset)? {
+            (Cluster::Unallocated | Cluster::Zero, run) => Ok(run.min(rest)),
+            _ => Ok(0),
+        }
+    }
 }
 
 /// Expands the first frame of `frame` to exactly `size` bytes; what follows the frame is ignored.

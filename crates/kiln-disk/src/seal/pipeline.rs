@@ -17,9 +17,7 @@ use zstd::{
 };
 
 use super::{Chunk, Options, zero_chunk};
-use crate::{CHUNK, Error, GuestDisk, ReadAt, Result, SEGMENT};
-
-static ZEROS: [u8; CHUNK] = [0; CHUNK];
+use crate::{CHUNK, Error, GuestDisk, ReadAt, Result, SEGMENT, ZEROS};
 
 /// Segments on their way at once, for each worker. Two keep a worker busy while the writer waits for its neighbour.
 const IN_FLIGHT: usize = 3;

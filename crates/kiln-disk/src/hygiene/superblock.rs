@@ -1,0 +1,221 @@
+//! The state of an ext4 file system, from its superblock and block bitmaps (kernel documentation, "ext4 Data
+//! Structures and Algorithms"). Everything is bounded before it is used: the file system may be hostile.
+
+use std::io;
+
+use super::little_endian::{u16_at, u32_at};
+use crate::{CHUNK, ReadAt};
+
+const MAGIC: u16 = 0xef53;
+const STATE_CLEAN: u16 = 1;
+const STATE_ERRORS: u16 = 2;
+const INCOMPAT_RECOVER: u32 = 4;
+const INCOMPAT_META_BG: u32 = 0x10;
+const INCOMPAT_64BIT: u32 = 0x80;
+const READ_ONLY_BIGALLOC: u32 = 0x200;
+const GROUP_BLOCKS_UNINITIALISED: u16 = 2;
+/// A file system of 128 TiB in 4 KiB blocks has this many groups.
+const MAX_GROUPS: u64 = 1 << 20;
+
+/// What an ext4 superblock says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Superblock {
+    block_size: u64,
+    blocks: u64,
+    first_block: u64,
+    blocks_per_group: u64,
+    inodes_per_group: u64,
+    inode_size: u64,
+    descriptor_size: u64,
+    reserved_descriptor_blocks: u64,
+    state: u16,
+    incompatible: u32,
+    last_orphan: u32,
+    bigalloc: bool,
+}
+
+/// A file system that is not, or not safely, readable.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperblockError {
+    #[error("the superblock cannot be read")]
+    Unreadable(#[from] io::Error),
+    #[error("not an ext4 file system")]
+    NotExt4,
+    #[error("the superblock is damaged or hostile: {0}")]
+    Damaged(&'static str),
+}
+
+impl Superblock {
+    /// Reads the superblock of the ext4 file system that fills `volume`.
+    pub fn read(volume: &dyn ReadAt) -> Result<Self, SuperblockError> {
+        let mut bytes = [0; 1024];
+        if volume.size() < 2048 {
+            return Err(SuperblockError::NotExt4);
+        }
+        volume.read_at(1024, &mut bytes)?;
+        if u16_at(&bytes, 0x38) != MAGIC {
+            return Err(SuperblockError::NotExt4);
+        }
+        let incompatible = u32_at(&bytes, 0x60);
+        let wide = incompatible & INCOMPAT_64BIT != 0;
+        let high = if wide { u64::from(u32_at(&bytes, 0x150)) << 32 } else { 0 };
+        let log_block_size = u32_at(&bytes, 0x18);
+        if log_block_size > 6 {
+            return Err(SuperblockError::Damaged("blocks of more than 64 KiB"));
+        }
+        let superblock = Self {
+            block_size: 1024 << log_block_size,
+            blocks: high | u64::from(u32_at(&bytes, 0x4)),
+            first_block: u64::from(u32_at(&bytes, 0x14)),
+            blocks_per_group: u64::from(u32_at(&bytes, 0x20)),
+            inodes_per_group: u64::from(u32_at(&bytes, 0x28)),
+            inode_size: u64::from(u16_at(&bytes, 0x58)),
+            descriptor_size: if wide { u64::from(u16_at(&bytes, 0xfe)) } else { 32 },
+            reserved_descriptor_blocks: u64::from(u16_at(&bytes, 0xce)),
+            state: u16_at(&bytes, 0x3a),
+            incompatible,
+            last_orphan: u32_at(&bytes, 0xe8),
+            bigalloc: u32_at(&bytes, 0x64) & READ_ONLY_BIGALLOC != 0,
+        };
+        superblock.approve(volume.size())?;
+        Ok(superblock)
+    }
+
+    fn approve(&self, volume: u64) -> Result<(), SuperblockError> {
+        let damaged = |what| Err(SuperblockError::Damaged(what));
+        if self.blocks.checked_mul(self.block_size).is_none_or(|bytes| bytes > volume) {
+            return damaged("it is larger than its partition");
+        }
+        if self.blocks <= self.first_block || self.first_block > 1 {
+            return damaged("it has no blocks");
+        }
+        if self.blocks_per_group == 0 || self.blocks_per_group > self.block_size * 8 || self.groups() > MAX_GROUPS {
+            return damaged("an absurd number of block groups");
+        }
+        if !matches!(self.descriptor_size, 32..=1024) || !self.descriptor_size.is_power_of_two() {
+            return damaged("an absurd size of group descriptors");
+        }
+        Ok(())
+    }
+
+    fn groups(&self) -> u64 {
+        (self.blocks - self.first_block).div_ceil(self.blocks_per_group)
+    }
+
+    /// Why this file system was not left in order; empty if it was unmounted cleanly.
+    pub fn unclean(&self) -> Vec<&'static str> {
+        let mut faults = Vec::new();
+        if self.state & STATE_CLEAN == 0 {
+            faults.push("it was not unmounted");
+        }
+        if self.state & STATE_ERRORS != 0 {
+            faults.push("the kernel found errors in it");
+        }
+        if self.incompatible & INCOMPAT_RECOVER != 0 {
+            faults.push("its journal was not replayed");
+        }
+        if self.last_orphan != 0 {
+            faults.push("files were deleted while open and never freed");
+        }
+        faults
+    }
+
+    /// Bytes in wholly free 64 KiB clusters of the disk that are not zeros: free space that was not trimmed.
+    /// `start` is where the volume begins on the disk. Free pieces smaller than a cluster cannot be discarded.
+    /// `None` for a layout (`meta_bg`, `bigalloc`) whose bitmaps this does not find.
+    pub fn untrimmed(&self, volume: &dyn ReadAt, start: u64) -> io::Result<Option<u64>> {
+        if self.incompatible & INCOMPAT_META_BG != 0 || self.bigalloc {
+            return Ok(None);
+        }
+        let mut walk = FreeWalk { volume, start, run: 0..0, untrimmed: 0, buffer: vec![0; CHUNK] };
+        let mut bitmap = vec![0; usize::try_from(self.block_size).unwrap_or(0)];
+        let descriptors = (self.first_block + 1) * self.block_size;
+        for group in 0..self.groups() {
+            let mut descriptor = [0; 64];
+            let known = usize::try_from(self.descriptor_size.min(64)).unwrap_or(32);
+            volume.read_at(descriptors + group * self.descriptor_size, &mut descriptor[..known])?;
+            let high = |at| if known == 64 { u64::from(u32_at(&descriptor, at)) << 32 } else { 0 };
+            let first = self.first_block + group * self.blocks_per_group;
+            let count = self.blocks_per_group.min(self.blocks - first);
+            if u16_at(&descriptor, 0x12) & GROUP_BLOCKS_UNINITIALISED != 0 {
+                let tables = high(0x28) | u64::from(u32_at(&descriptor, 0x8));
+                let bitmaps =
+                    [high(0x20) | u64::from(u32_at(&descriptor, 0)), high(0x24) | u64::from(u32_at(&descriptor, 4))];
+                self.uninitialised(first, count, tables, bitmaps, &mut walk)?;
+                continue;
+            }
+            volume.read_at(
+                (high(0x20) | u64::from(u32_at(&descriptor, 0))).saturating_mul(self.block_size),
+                &mut bitmap,
+            )?;
+            for block in 0..count {
+                let at = usize::try_from(block).unwrap_or(0);
+                if bitmap[at / 8] >> (at % 8) & 1 == 0 {
+                    walk.free((first + block) * self.block_size, self.block_size)?;
+                }
+            }
+        }
+        walk.finish_run()?;
+        Ok(Some(walk.untrimmed))
+    }
+
+    /// A group whose bitmap was never written: free but for what mkfs always puts there.
+    fn uninitialised(
+        &self,
+        first: u64,
+        count: u64,
+        tables: u64,
+        bitmaps: [u64; 2],
+        walk: &mut FreeWalk<'_>,
+    ) -> io::Result<()> {
+        let descriptor_blocks = (self.groups() * self.descriptor_size).div_ceil(self.block_size);
+        // Superblock copies stand in some groups only; taking every group to have one overlooks a few blocks.
+        let start = 1 + descriptor_blocks + self.reserved_descriptor_blocks;
+        let table_blocks = (self.inodes_per_group * self.inode_size).div_ceil(self.block_size);
+        for block in first + start.min(count)..first + count {
+            let used = bitmaps.contains(&block) || (tables..tables.saturating_add(table_blocks)).contains(&block);
+            if !used {
+                walk.free(block * self.block_size, self.block_size)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Joins free blocks to runs and looks into the whole clusters of each.
+struct FreeWalk<'a> {
+    volume: &'a dyn ReadAt,
+    start: u64,
+    run: std::ops::Range<u64>,
+    untrimmed: u64,
+    buffer: Vec<u8>,
+}
+
+impl FreeWalk<'_> {
+    fn free(&mut self, offset: u64, length: u64) -> io::Result<()> {
+        if self.run.end != offset {
+            self.finish_run()?;
+            self.run = offset..offset;
+        }
+        self.run.end += length;
+        Ok(())
+    }
+
+    fn finish_run(&mut self) -> io::Result<()> {
+        let cluster = CHUNK as u64;
+        let mut at = (self.run.start + self.start).next_multiple_of(cluster) - self.start;
+        while at + cluster <= self.run.end {
+            let hole = self.volume.hole(at)? / cluster * cluster;
+            if hole > 0 {
+                at += hole;
+                continue;
+            }
+            self.volume.read_at(at, &mut self.buffer)?;
+            if self.buffer.iter().any(|byte| *byte != 0) {
+                self.untrimmed += cluster;
+            }
+            at += cluster;
+        }
+        Ok(())
+    }
+}
