@@ -3,3 +3,4 @@
 //! This crate must not print, parse arguments or know where artifacts are published.
 
 pub mod base;
+pub mod check;
