@@ -3,11 +3,14 @@
 //! This crate must not know what an image, a template or a builder is. Whoever waits, spawns, reads the time or
 //! talks to a guest does it through here; a lint (`clippy.toml`) keeps the rest of the workspace honest.
 
+pub mod core_dumps;
 pub mod dirs;
 pub mod error;
 pub mod fs;
+pub mod guard;
 pub mod guest;
 pub mod keys;
+pub mod ledger;
 pub mod process;
 pub mod random;
 pub mod ssh;
