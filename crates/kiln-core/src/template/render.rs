@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Longest value that is shown in full.
-const LONGEST: usize = 100;
+const LONGEST: usize = 300;
 
 impl Plan {
     /// What a bake of this plan would do, in order. The same on every machine.
@@ -37,7 +37,7 @@ impl Plan {
         let Builder::Qemu(machine) = &self.builder;
         writeln!(
             text,
-            "machine qemu: memory {}, {} cpu, disk {}, accelerator {}, boot within {}, shut down within {}",
+            "machine qemu: memory {}, {} CPUs, disk {}, accelerator {}, boot within {}, shut down within {}",
             machine.memory,
             machine.cpus,
             machine.disk,
