@@ -4,4 +4,3 @@
 
 pub mod base;
 pub mod check;
-pub mod clean;

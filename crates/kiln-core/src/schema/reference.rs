@@ -12,7 +12,7 @@ use crate::{
 const INTRODUCTION: &str = "\
 # Template reference
 
-<!-- Made by kiln from the same table that the parser and the JSON Schema use. Do not edit:
+<!-- Made by `kiln schema --reference` from the same table that the parser and the JSON Schema use. Do not edit:
      `KILN_UPDATE_GOLDENS=1 cargo test -p kiln-tests` writes it anew. -->
 
 A template is a directory with a `template.toml`, or a `.toml` file. `kiln validate` reports every mistake in it at once,
@@ -34,7 +34,7 @@ image's name as `image.name`. An undefined name is a mistake.
 - A string that is exactly one expression keeps the type of its value: `install = \"{{ packages }}\"` is a list if the variable is.
 - Inside longer text, strings, numbers and booleans may stand; lists and maps need `join` or `tojson`.
 - A condition (`when`, `condition`) is an expression without braces that gives `true` or `false`.
-- There are comparisons (`==`, `!=`, `<`), `and`, `or`, `not`, `in`, arithmetic, `~` (joins texts and numbers), `x if y else z`, lists and maps,
+- There are comparisons (`==`, `!=`, `<`), `and`, `or`, `not`, `in`, arithmetic, `~` (joins texts), `x if y else z`, lists and maps,
   `a.b` and `a[\"b\"]`. `*` multiplies numbers only.
 - `{% %}` and `{# #}` have no meaning. Literal braces are written `{{ \"{{\" }}`.
 - Values are never evaluated again: a variable that holds `{{ x }}` gives these very characters.

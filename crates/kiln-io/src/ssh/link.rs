@@ -75,15 +75,13 @@ impl Link {
         let (ready, connected) = oneshot::channel();
         let (target, stop) = (target.clone(), cancel.clone());
         let thread = std::thread::Builder::new().name("kiln-ssh".to_owned()).spawn(move || {
-            let ends = dead.drop_guard();
+            let _ends = dead.drop_guard();
             match connect(&target) {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok(connected) => {
                     if ready.send(Ok(())).is_ok() {
-                        let mut pump = Pump::new(connected, inbox, waker, stop);
-                        *why.lock().unwrap_or_else(PoisonError::into_inner) = pump.run();
-                        // Before the channels go: whoever sees one end must see why.
-                        drop(ends);
+                        let reason = Pump::new(connected, inbox, waker, stop).run();
+                        *why.lock().unwrap_or_else(PoisonError::into_inner) = reason;
                     }
                 }
             }
@@ -182,7 +180,7 @@ impl Pump {
     }
 
     /// Serves until the handle is dropped, the token fires or the connection is lost; says which.
-    fn run(&mut self) -> String {
+    fn run(mut self) -> String {
         let reason = loop {
             if self.cancel.is_cancelled() {
                 break "cancelled".to_owned();
@@ -296,7 +294,7 @@ impl Pump {
             return Ok(());
         }
         let mut limit = KEEPALIVE;
-        if !self.opening.is_empty() {
+        if !self.opening.is_empty() || self.lanes.iter().any(Lane::awaits_close) {
             limit = BETWEEN;
         } else if self.stuck.is_none() && self.quiet_since.elapsed() >= KEEPALIVE {
             self.session.keepalive_send()?;
