@@ -7,17 +7,21 @@ mod bootstrap;
 mod cache;
 mod debian;
 mod disk;
+mod qcow2;
+mod release;
 mod sources;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use kiln_core::{
+    Digest,
     artifact::BaseRecord,
     event::Events,
     plan::{Base, Login},
 };
 use kiln_io::{
     dirs::Dirs,
+    download::DownloadError,
     error::{FsError, ProcessError},
     time::Clock,
 };
@@ -64,13 +68,6 @@ pub struct BaseContext {
 /// Why a base is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
-    #[error("cannot build the base `{name}`: {reason}")]
-    Build {
-        name: String,
-        reason: String,
-        /// What to try.
-        hint: Option<String>,
-    },
     #[error("cannot build the base `{name}`: mmdebstrap failed{}", cause.as_deref().map(|cause| format!(": {cause}")).unwrap_or_default())]
     Bootstrap {
         name: String,
@@ -88,6 +85,16 @@ pub enum BaseError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    #[error("the base `{name}` is not a disk image that kiln accepts")]
+    Refused {
+        name: String,
+        #[source]
+        source: kiln_disk::qcow2::header::Refusal,
+    },
+    #[error("the base `{path}` is not the file that was planned with: expected {expected}, got {got}")]
+    Changed { path: String, expected: Digest, got: Digest },
+    #[error(transparent)]
+    Download(#[from] DownloadError),
     #[error(transparent)]
     Fs(#[from] FsError),
     #[error(transparent)]
@@ -100,7 +107,7 @@ impl BaseError {
     /// What to try next, where that is known.
     pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::Build { hint, .. } | Self::Bootstrap { hint, .. } => hint.as_deref(),
+            Self::Bootstrap { hint, .. } => hint.as_deref(),
             _ => None,
         }
     }
@@ -110,10 +117,12 @@ impl BaseError {
 pub async fn prepare(base: &Base, context: &BaseContext) -> Result<PreparedBase, BaseError> {
     match base {
         Base::Debian(debian) => debian::prepare(debian, context).await,
-        Base::Qcow2(qcow2) => Err(BaseError::Build {
-            name: format!("{:?}", qcow2.source),
-            reason: "bases from disk images are not there yet".into(),
-            hint: None,
-        }),
+        Base::Qcow2(qcow2) => qcow2::prepare(qcow2, context).await,
     }
+}
+
+/// A shell script that gives the root file system the whole disk, to be run as root in the guest before anything else:
+/// the overlay of a bake is as large as the template asks for, the base is not. Quick where there is nothing to do.
+pub fn grow_script() -> &'static str {
+    include_str!("base/grow.sh")
 }

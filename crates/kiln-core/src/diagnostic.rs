@@ -1,6 +1,10 @@
 //! Mistakes in templates and manifests: what is wrong, where it stands, what to write instead.
 
-use std::{collections::BTreeMap, fmt, ops::Range};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    ops::Range,
+};
 
 use serde::Serialize;
 
@@ -31,8 +35,13 @@ pub struct Label {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Diagnostics {
     list: Vec<Diagnostic>,
+    /// Mistakes beyond [`MOST`].
+    more: usize,
     sources: BTreeMap<String, String>,
 }
+
+/// How many mistakes are kept; of more, only their number. A hostile file can hold a hundred thousand.
+const MOST: usize = 200;
 
 /// Line and column, both from 1; the column counts characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +75,9 @@ impl Diagnostics {
 
     /// Adds a mistake unless the very same one is already there (two members of a matrix make the same mistakes).
     pub fn push(&mut self, diagnostic: Diagnostic) {
-        if !self.list.contains(&diagnostic) {
+        if self.list.len() >= MOST {
+            self.more += 1;
+        } else if !self.list.contains(&diagnostic) {
             self.list.push(diagnostic);
         }
     }
@@ -74,6 +85,7 @@ impl Diagnostics {
     /// Takes over all mistakes and sources of `other`.
     pub fn append(&mut self, other: Self) {
         self.sources.extend(other.sources);
+        self.more += other.more;
         other.list.into_iter().for_each(|diagnostic| self.push(diagnostic));
     }
 
@@ -89,6 +101,11 @@ impl Diagnostics {
 
     pub fn len(&self) -> usize {
         self.list.len()
+    }
+
+    /// How many further mistakes were found and not kept.
+    pub fn more(&self) -> usize {
+        self.more
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Diagnostic> {
@@ -112,19 +129,23 @@ impl Diagnostics {
 
     /// All mistakes as plain text: message, `file:line:column`, the line, the place underlined, the help.
     pub fn render(&self) -> String {
-        self.list.iter().map(|diagnostic| self.render_one(diagnostic)).collect::<Vec<_>>().join("\n")
+        let mut texts: Vec<String> = self.list.iter().map(|diagnostic| self.render_one(diagnostic)).collect();
+        if self.more > 0 {
+            texts.push(format!("and {} more mistakes\n", self.more));
+        }
+        texts.join("\n")
     }
 
     fn render_one(&self, diagnostic: &Diagnostic) -> String {
-        let mut text = format!("error: {}\n", diagnostic.message);
+        let mut text = format!("error: {}\n", visible(&diagnostic.message));
         for label in &diagnostic.labels {
             match self.source(&label.file) {
                 Some(source) => text.push_str(&render_label(label, source)),
-                None => text.push_str(&format!("  --> {}\n", label.file)),
+                None => _ = writeln!(text, "  --> {}", visible(&label.file)),
             }
         }
         if let Some(help) = &diagnostic.help {
-            text.push_str(&format!("  help: {help}\n"));
+            let _ = writeln!(text, "  help: {}", visible(help));
         }
         text
     }

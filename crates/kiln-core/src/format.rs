@@ -285,7 +285,7 @@ fn inline_table(table: &mut InlineTable, depth: usize) {
 fn table_space(table: &InlineTable) -> String {
     let keys = table.iter().filter_map(|(name, _)| table.key(name));
     let decors = keys.flat_map(|key| [key.leaf_decor(), key.dotted_decor()]);
-    decors.map(|decor| format!("{}{}", text(decor.prefix()), text(decor.suffix()))).collect::<String>()
+    decors.flat_map(|decor| [text(decor.prefix()), text(decor.suffix())]).collect::<String>()
         + text(Some(table.trailing()))
 }
 

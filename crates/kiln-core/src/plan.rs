@@ -95,7 +95,7 @@ pub enum Qcow2Source {
 pub enum Login {
     /// systemd credentials over SMBIOS; needs systemd 252 or later in the guest and DHCP by itself.
     Credentials,
-    /// A cloud-init NoCloud seed.
+    /// A cloud-init `NoCloud` seed.
     Nocloud,
 }
 

@@ -63,26 +63,26 @@ fn default(kind: &Kind, text: &str) -> Json {
     }
 }
 
-fn or_expression(schema: Json) -> Json {
+fn or_expression(schema: &Json) -> Json {
     json!({ "anyOf": [schema, { "type": "string", "pattern": "\\{\\{" }] })
 }
 
 fn kind(kind: &Kind) -> Json {
     match kind {
         Kind::String => json!({ "type": "string" }),
-        Kind::Bool => or_expression(json!({ "type": "boolean" })),
-        Kind::Integer(least, most) => or_expression(json!({ "type": "integer", "minimum": least, "maximum": most })),
+        Kind::Bool => or_expression(&json!({ "type": "boolean" })),
+        Kind::Integer(least, most) => or_expression(&json!({ "type": "integer", "minimum": least, "maximum": most })),
         Kind::Duration => {
             json!({ "type": "string", "pattern": r"\{\{|^\s*([0-9]+\s*[a-z]+\s*)+$", "examples": ["90s", "10 min"] })
         }
         Kind::Size => {
             json!({ "type": "string", "pattern": r"\{\{|^[0-9]+\s*([KMGT]i)?B?$", "examples": ["512 MiB", "4 GiB"] })
         }
-        Kind::Word(words) => or_expression(json!({ "enum": words })),
+        Kind::Word(words) => or_expression(&json!({ "enum": words })),
         Kind::Words(words) => {
-            or_expression(json!({ "type": "array", "items": or_expression(json!({ "enum": words })) }))
+            or_expression(&json!({ "type": "array", "items": or_expression(&json!({ "enum": words })) }))
         }
-        Kind::Strings => or_expression(json!({ "type": "array", "items": { "type": "string" } })),
+        Kind::Strings => or_expression(&json!({ "type": "array", "items": { "type": "string" } })),
         Kind::StringMap => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
         Kind::Condition => json!({ "type": ["string", "boolean"] }),
         Kind::Any => json!({}),

@@ -173,14 +173,12 @@ pub(crate) fn check_kind(report: &mut Report, node: &Node, kind: &'static Kind, 
     }
     let what = format!("`{name}`");
     match kind {
-        Kind::Any => {}
         Kind::String => _ = text(report, node, &what),
         Kind::Bool if !matches!(node.value, Value::Bool(_)) => wrong_kind(report, node, &what, "`true` or `false`"),
-        Kind::Bool => {}
         Kind::Condition if !matches!(node.value, Value::Bool(_) | Value::String(_)) => {
             wrong_kind(report, node, &what, "an expression in quotes, or `true` or `false`");
         }
-        Kind::Condition => {}
+        Kind::Any | Kind::Bool | Kind::Condition => {}
         Kind::Integer(least, most) => match node.value {
             Value::Integer(number) if number < *least || number > *most => {
                 report.error(node.at, format!("{what} must be from {least} to {most}"));
@@ -197,7 +195,7 @@ pub(crate) fn check_kind(report: &mut Report, node: &Node, kind: &'static Kind, 
         Kind::Word(words) => word(report, node, &what, words),
         Kind::Words(words) => each(report, node, &what, |report, item| word(report, item, &what, words)),
         Kind::Strings => {
-            each(report, node, &what, |report, item| _ = text(report, item, &format!("an item of {what}")))
+            each(report, node, &what, |report, item| _ = text(report, item, &format!("an item of {what}")));
         }
         Kind::StringMap => {
             for (key, entry) in table(report, node, &what).into_iter().flatten() {

@@ -44,7 +44,7 @@ impl fmt::Display for ByteSize {
     /// Exact: the largest unit that divides the size, so that parsing gives the same size again.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, factor) in UNITS {
-            if self.0 != 0 && self.0 % factor == 0 {
+            if self.0 != 0 && self.0.is_multiple_of(factor) {
                 return write!(f, "{} {unit}", self.0 / factor);
             }
         }

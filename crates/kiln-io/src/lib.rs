@@ -5,6 +5,7 @@
 
 pub mod core_dumps;
 pub mod dirs;
+pub mod download;
 pub mod error;
 pub mod fs;
 pub mod guard;

@@ -1,7 +1,5 @@
 //! A step as what the guest gets: the files of its private directory and its environment.
 
-use std::fmt::Write as _;
-
 mod environment;
 
 use std::{
@@ -250,9 +248,7 @@ fn label(pointer: &str) -> String {
             '/' => label.push('.'),
             c if c.is_ascii_alphanumeric() || c == '-' || c == '_' => label.push(c),
             // Injective, so that two keys of a map never share a file.
-            c => {
-                let _ = write!(label, "%{:x}%", u32::from(c));
-            }
+            c => label.push_str(&format!("%{:x}%", u32::from(c))),
         }
     }
     label

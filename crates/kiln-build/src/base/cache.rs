@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use kiln_core::{Digest, artifact::BaseRecord};
+use kiln_core::artifact::BaseRecord;
 use kiln_io::{
     error::FsError,
     fs::{Lock, create_private_dir, failed, write_atomic},
@@ -108,6 +108,13 @@ impl Cache {
         entries
     }
 
+    /// Removes entries that start with `prefix`, oldest first, until `count` are left. One that cannot be removed stays.
+    pub(super) fn forget_all_but_the_newest(&self, prefix: &str, count: usize) {
+        for (name, _) in self.entries(prefix).into_iter().skip(count) {
+            let _ = fs::remove_dir_all(self.path(&name));
+        }
+    }
+
     /// Makes `work` the entry `name`: record written last, then one rename.
     pub(super) fn put(&self, name: &str, work: &Work, mut entry: Entry) -> Result<Entry, BaseError> {
         let disk = work.path(&entry.disk);
@@ -145,9 +152,4 @@ impl Drop for Work {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
-}
-
-/// A name for an entry from the digest of its inputs and of what they stood for at the time.
-pub(super) fn name(kind: &str, inputs: &Digest, state: &str) -> String {
-    format!("{kind}-{}-{state}", &inputs.hex()[..16])
 }

@@ -1,6 +1,6 @@
 //! `base.debian`: a system from Debian's own packages, built once for each set of inputs.
 
-use std::{collections::BTreeMap, path::Path, time::SystemTime};
+use std::{collections::BTreeMap, path::Path};
 
 use kiln_core::{
     Digest,
@@ -14,8 +14,9 @@ use serde::Serialize;
 use super::{
     BaseContext, BaseError, DirectKernel, DiskFormat, PreparedBase,
     bootstrap::{self, Bootstrap},
-    cache::{self, Cache, Entry, Work},
+    cache::{Cache, Entry, Work},
     disk,
+    release::{self, Release},
     sources::{self, HostSources},
 };
 
@@ -49,6 +50,8 @@ const PACKAGES: [&str; 21] = [
 
 /// Bytes that a build takes for a while: the unpacked tree, its archive, and the disk.
 const SPACE: u64 = 4 << 30;
+/// Bases of the same inputs that stay in the cache: overlays of kept guests may stand on the older ones.
+const KEPT: usize = 3;
 
 #[derive(Serialize)]
 struct Inputs<'a> {
@@ -72,25 +75,37 @@ pub(super) async fn prepare(base: &DebianBase, context: &BaseContext) -> Result<
     let inputs = Inputs { layout: LAYOUT, scripts, suite: &base.suite, sources: &sources, packages: &packages };
     let inputs = Digest::of(&serde_json::to_vec(&inputs).unwrap_or_default());
     let cache = Cache::open(context)?;
-    let name = cache::name(&base.suite, &inputs, &day(context.clock.wall()));
+    let prefix = format!("{}-{}", base.suite, &inputs.hex()[..16]);
+    let Release { state, time } = match release::now(&cache, &prefix, &base.suite, &sources, context).await {
+        Ok(release) => release,
+        Err(reason) => match cache.entries(&format!("{prefix}-")).into_iter().next() {
+            Some((name, entry)) => {
+                let message = format!(
+                    "cannot ask the mirror whether `{}` has newer packages ({reason}); taking the base built before",
+                    base.suite
+                );
+                context.events.emit(Event::Warning { message });
+                return Ok(prepared(&cache, &name, entry));
+            }
+            None => Release::unknown(&base.suite, context.clock.wall()),
+        },
+    };
+    let name = format!("{prefix}-{state}");
     if let Some(entry) = cache.find(&name) {
         return Ok(prepared(&cache, &name, entry));
     }
-    let lock_name = format!("{}-{}", base.suite, &inputs.hex()[..16]);
-    let _lock = cache.lock(&lock_name, context).await?;
+    let _lock = cache.lock(&prefix, context).await?;
     if let Some(entry) = cache.find(&name) {
         return Ok(prepared(&cache, &name, entry));
     }
-    for left in cache.left(&lock_name) {
+    for left in cache.left(&prefix) {
         bootstrap::sweep(&left).await?;
     }
-    let work = cache.work(&lock_name)?;
-    let made = build(base, &sources, &packages, &work, context).await?;
-    let entry = cache.put(
-        &name,
-        &work,
-        Entry { record: BaseRecord { key: Digest::of(name.as_bytes()), ..made.record }, ..made },
-    )?;
+    let work = cache.work(&prefix)?;
+    let mut entry = build(base, &sources, &packages, time, &work, context).await?;
+    entry.record.key = Digest::of(format!("{inputs} {state}").as_bytes());
+    let entry = cache.put(&name, &work, entry)?;
+    cache.forget_all_but_the_newest(&format!("{prefix}-"), KEPT);
     Ok(prepared(&cache, &name, entry))
 }
 
@@ -98,6 +113,7 @@ async fn build(
     base: &DebianBase,
     sources: &[String],
     packages: &[String],
+    time: i64,
     work: &Work,
     context: &BaseContext,
 ) -> Result<Entry, BaseError> {
@@ -106,7 +122,6 @@ async fn build(
     context.events.emit(Event::PhaseStarted { phase: Phase::Base, detail: format!("{name}, from packages") });
     require_space("build a base beneath", work.directory(), SPACE)?;
     let tools = BTreeMap::from([("mmdebstrap".to_owned(), version("mmdebstrap").await?)]);
-    let time = 1_783_756_800;
     let recipe =
         Digest::of(serde_json::to_vec(&(LAYOUT, bootstrap::scripts())).unwrap_or_default().as_slice()).to_string();
     let bootstrap = Bootstrap { name: &name, suite: &base.suite, sources, packages, recipe: &recipe, time };
@@ -137,7 +152,7 @@ async fn build(
         size: written.size,
         command_line: Some(written.command_line),
         tools,
-        made: seconds(context.clock.wall()),
+        made: release::seconds(context.clock.wall()),
         changed: (0, 0),
     })
 }
@@ -158,12 +173,4 @@ fn prepared(cache: &Cache, name: &str, entry: Entry) -> PreparedBase {
         record: entry.record,
         tools: entry.tools,
     }
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-fn day(time: SystemTime) -> String {
-    format!("{}", seconds(time) / 86400)
 }

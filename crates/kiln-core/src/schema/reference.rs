@@ -12,7 +12,7 @@ use crate::{
 const INTRODUCTION: &str = "\
 # Template reference
 
-<!-- Made by `kiln schema --reference` from the same table that the parser and the JSON Schema use. Do not edit:
+<!-- Made by kiln from the same table that the parser and the JSON Schema use. Do not edit:
      `KILN_UPDATE_GOLDENS=1 cargo test -p kiln-tests` writes it anew. -->
 
 A template is a directory with a `template.toml`, or a `.toml` file. `kiln validate` reports every mistake in it at once,

@@ -33,7 +33,7 @@ pub(super) fn members(report: &mut Report, document: &Node) -> Option<Vec<Member
         return Some(vec![Member::default()]);
     };
     let before = report.found.len();
-    let Some(table) = crate::shape::table(report, &entry.node, "`[matrix]`") else { return None };
+    let table = crate::shape::table(report, &entry.node, "`[matrix]`")?;
     let mut axes: Vec<Axis> =
         table.iter().filter_map(|(name, entry)| axis(report, name, entry.key, &entry.node)).collect();
     // Later files come first in the list of files: an axis of a parent stands before those of its child.

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Longest value that is shown in full.
-const LONGEST: usize = 100;
+const LONGEST: usize = 300;
 
 impl Plan {
     /// What a bake of this plan would do, in order. The same on every machine.
@@ -37,7 +37,7 @@ impl Plan {
         let Builder::Qemu(machine) = &self.builder;
         writeln!(
             text,
-            "machine qemu: memory {}, {} cpu, disk {}, accelerator {}, boot within {}, shut down within {}",
+            "machine qemu: memory {}, {} CPUs, disk {}, accelerator {}, boot within {}, shut down within {}",
             machine.memory,
             machine.cpus,
             machine.disk,
@@ -58,7 +58,8 @@ impl Plan {
         for waiver in &self.waivers {
             writeln!(text, "\nwaived {}: {}", waiver.finding, line(&waiver.reason))?;
         }
-        let outputs: Vec<&str> = std::iter::once("qcow2").chain(self.outputs.iter().map(format_name)).collect();
+        let outputs: Vec<&str> =
+            std::iter::once("qcow2").chain(self.outputs.iter().copied().map(format_name)).collect();
         writeln!(text, "\noutput {}", outputs.join(", "))?;
         writeln!(text, "publish {}", if self.publish.registry { "local registry" } else { "nowhere" })?;
         writeln!(text, "recipe {}", self.recipe)
@@ -186,7 +187,7 @@ fn kind(kind: &CheckKind) -> String {
     line(&format!("{subject} {}", wanted.join(", ")))
 }
 
-fn format_name(format: &OutputFormat) -> &'static str {
+fn format_name(format: OutputFormat) -> &'static str {
     match format {
         OutputFormat::Raw => "raw",
         OutputFormat::RawZstd => "raw.zst",

@@ -105,7 +105,7 @@ fn plan(
         Some(name) => scope.set("image", &json!({ "name": name })),
         None => scope.set_unknown("image"),
     }
-    let evaluated = evaluate_document(report, &scope, document, name);
+    let evaluated = evaluate_document(report, &scope, document, name.as_ref());
     shape::check(report, &evaluated, TEMPLATE, "the template");
     let root = Section::new(&evaluated, TEMPLATE);
     let image = image(report, root);
@@ -139,7 +139,7 @@ fn plan(
 
 /// Everything but declarations, with expressions replaced. Conditions and secrets stay as written: whoever reads
 /// them evaluates them in his own way.
-fn evaluate_document(report: &mut Report, scope: &Scope, document: &Node, name: Option<Node>) -> Node {
+fn evaluate_document(report: &mut Report, scope: &Scope, document: &Node, name: Option<&Node>) -> Node {
     let mut table = Table::new();
     for (key, entry) in document.as_table().into_iter().flatten() {
         if TEMPLATE.iter().any(|known| known.name == key && is_declaration(known)) {
@@ -153,7 +153,7 @@ fn evaluate_document(report: &mut Report, scope: &Scope, document: &Node, name: 
             }
             (Value::Table(_), "image") => {
                 let mut image = evaluate_except(report, scope, &entry.node, &["name"]);
-                if let (Value::Table(image), Some(name)) = (&mut image.value, &name)
+                if let (Value::Table(image), Some(name)) = (&mut image.value, name)
                     && let Some(entry) = image.get_mut("name")
                 {
                     entry.node = name.clone();
@@ -179,10 +179,10 @@ fn evaluate_except(report: &mut Report, scope: &Scope, node: &Node, except: &[&s
 
 fn image(report: &mut Report, root: Section<'_>) -> Option<(ImageName, VersionSpec, Option<String>)> {
     let image = root.section("image", IMAGE);
-    let name = parsed(report, image, "name", |text| text.parse::<ImageName>());
+    let name = parsed(report, image, "name", str::parse::<ImageName>);
     let version = match image.string("version")?.as_str() {
         "auto" => Some(VersionSpec::Auto),
-        _ => parsed(report, image, "version", |text| text.parse::<Version>()).map(VersionSpec::Fixed),
+        _ => parsed(report, image, "version", str::parse::<Version>).map(VersionSpec::Fixed),
     };
     if let (Some(node), Some(text)) = (image.node("description"), image.string("description"))
         && text.contains('\n')

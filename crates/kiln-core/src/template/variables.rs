@@ -147,15 +147,12 @@ pub(super) fn values(report: &mut Report, declared: &[Declared], inputs: &Inputs
         let name = &declared.variable.name;
         let given = inputs.variables.iter().rev().find(|given| given.name == *name);
         origins.insert(name.clone(), given.map_or("its default", |given| given.origin.as_str()));
-        match value(report, declared, given) {
-            Some(value) => {
-                scope.set(name, &value);
-                values.plain.insert(name.clone(), value);
-            }
-            None => {
-                scope.set_unknown(name);
-                values.unknown.insert(name.clone());
-            }
+        if let Some(value) = value(report, declared, given) {
+            scope.set(name, &value);
+            values.plain.insert(name.clone(), value);
+        } else {
+            scope.set_unknown(name);
+            values.unknown.insert(name.clone());
         }
     }
     for declared in declared {

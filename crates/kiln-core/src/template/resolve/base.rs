@@ -57,7 +57,7 @@ fn debian(report: &mut Report, section: Section<'_>) -> Option<DebianBase> {
 
 fn qcow2(report: &mut Report, node: &Node, world: &World<'_>, allowed: &[String]) -> Option<Qcow2Base> {
     let section = Section::new(node, QCOW2);
-    let given = parsed(report, section, "sha256", |text| text.parse::<Digest>());
+    let given = parsed(report, section, "sha256", str::parse::<Digest>);
     let login = if section.string("login")? == "credentials" { Login::Credentials } else { Login::Nocloud };
     let source = match (section.node("path"), section.node("url")) {
         (Some(path), None) => file(report, path, given, world, allowed)?,

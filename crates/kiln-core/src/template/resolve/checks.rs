@@ -100,14 +100,14 @@ fn file(report: &mut Report, section: Section<'_>) -> Option<CheckKind> {
     let path = parsed(report, section, "path", |path| {
         if path.starts_with('/') { Ok(path.to_owned()) } else { Err(format!("`{path}` is not an absolute path")) }
     });
-    let sha256 = parsed(report, section, "sha256", |text| text.parse::<Digest>());
+    let sha256 = parsed(report, section, "sha256", str::parse::<Digest>);
     let mode = parsed(report, section, "mode", |mode| {
         let octal = (3..=5).contains(&mode.len()) && mode.chars().all(|c| ('0'..='7').contains(&c));
         if octal { Ok(mode.to_owned()) } else { Err(format!("`{mode}` is not a mode; write for instance `0644`")) }
     });
     let exists = section.bool("exists")?;
     let content = ["mode", "owner", "group", "contains", "sha256"];
-    if let Some(entry) = content.iter().filter_map(|name| section.entry(name)).next().filter(|_| !exists) {
+    if let Some(entry) = content.iter().find_map(|name| section.entry(name)).filter(|_| !exists) {
         report.error(entry.key, "a file that must not be there has no properties");
     }
     Some(CheckKind::File {

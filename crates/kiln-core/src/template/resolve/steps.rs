@@ -45,7 +45,7 @@ impl Steps<'_, '_> {
         let env = self.env(section);
         let secrets = self.secrets(section, &env);
         let provisioner = section.string("use")?;
-        let Some(use_node) = section.node("use") else { return None };
+        let use_node = section.node("use")?;
         let fact = match self.world.provisioner(&provisioner) {
             Ok(fact) => fact.clone(),
             Err(error) => {
@@ -77,7 +77,7 @@ impl Steps<'_, '_> {
             origin: fact.origin,
             runs_on: fact.manifest.runs_on,
             reboots: fact.manifest.reboots,
-            skipped: skipped?,
+            skipped,
             options,
             inputs,
             env,
@@ -88,12 +88,12 @@ impl Steps<'_, '_> {
         })
     }
 
-    /// `Some(None)` when the step runs; `None` when that cannot be said.
-    fn skipped(&mut self, section: Section<'_>) -> Option<Option<String>> {
-        let Some(node) = section.node("when") else { return Some(None) };
-        let holds = condition(self.report, self.scope, node)?;
+    /// Why the step does not run. A condition with a mistake is reported.
+    fn skipped(&mut self, section: Section<'_>) -> Option<String> {
+        let node = section.node("when")?;
+        let holds = condition(self.report, self.scope, node).unwrap_or(true);
         let written = node.as_str().map_or("`when` is false".to_owned(), |text| format!("`when = {text:?}` is false"));
-        Some((!holds).then_some(written))
+        (!holds).then_some(written)
     }
 
     fn options(

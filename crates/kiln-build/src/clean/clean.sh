@@ -1,0 +1,195 @@
+# The last thing that runs in a guest before it is shut down and sealed: takes away what belongs to this one machine and
+# this one build, so that every clone starts as itself. Runs as root in any POSIX shell, busybox included.
+#
+# Order matters. Whoever would write again, now or at shutdown, is stopped first; files go next; free space is trimmed
+# last. Whether the result is clean is not decided here but from outside, on the finished disk.
+#
+# KILN_LOGIN_KEY   the public key this bake logs in with (type and base64), to be taken out of every authorized_keys
+# KILN_HOST_NAME   the host name the guest had during the bake
+# Exit status 20: the guest is not finished, the reason is on stderr.
+set -u
+export LC_ALL=C
+unset HISTFILE
+
+unfinished() {
+    echo "$*" >&2
+    exit 20
+}
+
+# --- Nothing may still be installing -----------------------------------------------------------------------------
+for name in /proc/[0-9]*/comm; do
+    read -r comm 2>/dev/null <"$name" || continue
+    case $comm in
+    apt | apt-get | aptitude | dpkg | dpkg-deb | dnf | dnf5 | microdnf | yum | rpm | apk | zypper)
+        pid=${name#/proc/}
+        unfinished "\`$comm\` (process ${pid%/comm}) is still running: a step left it in the background"
+        ;;
+    esac
+done
+if command -v dpkg >/dev/null 2>&1; then
+    audit=$(dpkg --audit 2>&1) || unfinished "dpkg --audit failed: $audit"
+    [ -z "$audit" ] || unfinished "packages are half installed (dpkg --audit): $audit"
+fi
+[ ! -e /usr/sbin/policy-rc.d ] || unfinished "/usr/sbin/policy-rc.d is left: no service would start when installed"
+
+# --- Whoever would write again is stopped ------------------------------------------------------------------------
+if [ -d /run/systemd/system ]; then
+    systemctl stop '*.timer' 2>/dev/null
+    # These write when they are stopped: better now than at shutdown.
+    systemctl stop systemd-random-seed.service systemd-update-utmp.service 2>/dev/null
+    # These would write leases when they are stopped, and stopping them now would cut the line.
+    for unit in networking NetworkManager; do
+        if systemctl --quiet is-active "$unit.service" 2>/dev/null; then
+            mkdir -p "/run/systemd/system/$unit.service.d"
+            printf '[Service]\nExecStop=\nKillSignal=SIGKILL\n' >"/run/systemd/system/$unit.service.d/sealing.conf"
+            reload=yes
+        fi
+    done
+    [ -z "${reload-}" ] || systemctl daemon-reload
+    systemctl stop syslog.socket 2>/dev/null
+    # Services with an open log would add lines on their way down.
+    writers=$(find /proc/[0-9]*/fd -lname '/var/log/*' 2>/dev/null | sed 's|^/proc/||; s|/.*||' | sort -u)
+    for pid in $writers; do
+        unit=$(sed -n 's|.*/\([^/]*\.service\)$|\1|p' "/proc/$pid/cgroup" 2>/dev/null | head -n 1)
+        case $unit in
+        '' | ssh.service | sshd.service | ssh@* | sshd@* | systemd-journald.service | user@*) ;;
+        *) systemctl stop "$unit" 2>/dev/null ;;
+        esac
+    done
+    # The journal goes on in memory.
+    journalctl --relinquish-var 2>/dev/null
+else
+    for service in syslog rsyslog crond; do
+        rc-service --quiet --ifstarted "$service" stop 2>/dev/null
+    done
+fi
+swapoff -a 2>/dev/null
+
+# --- Keys are made anew on the first boot ------------------------------------------------------------------------
+# Images with cloud-init make host keys through it, unless it finds no data source; then sshd would not start.
+unit_directory=/etc/systemd/system
+if [ -d /run/systemd/system ] && [ -x /usr/sbin/sshd ] && [ -x /usr/bin/ssh-keygen ] &&
+    ! grep -qs -e 'ssh-keygen -A' -e 'sshd-keygen' "$unit_directory"/*.service /usr/lib/systemd/system/*.service; then
+    cat >"$unit_directory/ssh-host-keys.service" <<'END'
+[Unit]
+Description=SSH host keys of this machine
+After=systemd-tmpfiles-setup.service cloud-init.service cloud-init-network.service
+Before=ssh.service sshd.service ssh.socket
+ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
+
+[Service]
+Type=oneshot
+ExecStart=/usr/bin/ssh-keygen -A
+
+[Install]
+WantedBy=multi-user.target
+END
+    systemctl --quiet enable ssh-host-keys.service
+fi
+rm -f /etc/ssh/ssh_host_* /etc/dropbear/*_host_key
+# Debian's `ssl-cert` makes a key when it is installed: one for all clones.
+if [ -e /etc/ssl/private/ssl-cert-snakeoil.key ] && [ -d /run/systemd/system ] && [ -x /usr/sbin/make-ssl-cert ]; then
+    cat >"$unit_directory/ssl-cert-snakeoil.service" <<'END'
+[Unit]
+Description=Self-signed certificate of this machine
+Before=network.target
+ConditionPathExists=!/etc/ssl/private/ssl-cert-snakeoil.key
+
+[Service]
+Type=oneshot
+ExecStart=/usr/sbin/make-ssl-cert generate-default-snakeoil --force-overwrite
+
+[Install]
+WantedBy=multi-user.target
+END
+    systemctl --quiet enable ssl-cert-snakeoil.service
+    if [ -e /etc/ssl/certs/ssl-cert-snakeoil.pem ]; then
+        hash=$(openssl x509 -noout -hash -in /etc/ssl/certs/ssl-cert-snakeoil.pem 2>/dev/null)
+        [ -z "$hash" ] || rm -f "/etc/ssl/certs/$hash.0"
+    fi
+    rm -f /etc/ssl/private/ssl-cert-snakeoil.key /etc/ssl/certs/ssl-cert-snakeoil.pem
+fi
+
+# --- Users -------------------------------------------------------------------------------------------------------
+cut -d : -f 6 /etc/passwd | sort -u | while read -r home; do
+    case $home in
+    /root | /root/* | /home/?* | /var/?* | /srv/?* | /opt/?*) [ -d "$home" ] || continue ;;
+    *) continue ;;
+    esac
+    for name in .ash_history .bash_history .lesshst .mysql_history .node_repl_history .psql_history .python_history \
+        .rediscli_history .sh_history .sqlite_history .viminfo .wget-hsts .zhistory .zsh_history; do
+        rm -f "$home/$name"
+    done
+    # The key of this bake goes; a key that a step put there stays, and the hygiene check tells.
+    keys=$home/.ssh/authorized_keys
+    if [ -n "${KILN_LOGIN_KEY-}" ] && [ -f "$keys" ] && grep -qF -e "$KILN_LOGIN_KEY" "$keys"; then
+        left=$(grep -vF -e "$KILN_LOGIN_KEY" "$keys")
+        if [ -n "$left" ]; then
+            printf '%s\n' "$left" >"$keys"
+        else
+            rm -f "$keys"
+            rmdir "$home/.ssh" 2>/dev/null
+        fi
+    fi
+done
+rm -rf /root/.ssh /root/.ansible /root/.cache
+rm -f /etc/passwd- /etc/shadow- /etc/group- /etc/gshadow- /etc/subuid- /etc/subgid-
+rm -f /etc/sudoers.d/90-cloud-init-users
+
+# --- cloud-init's state and what it wrote ------------------------------------------------------------------------
+rm -rf /var/lib/cloud/instance /var/lib/cloud/instances /var/lib/cloud/sem /var/lib/cloud/data /var/lib/cloud/handlers
+rm -rf /var/lib/cloud/seed/*
+rm -f /var/log/cloud-init*.log
+rm -f /etc/netplan/50-cloud-init.yaml /etc/network/interfaces.d/50-cloud-init* /etc/systemd/network/10-cloud-init-* \
+    /etc/ssh/sshd_config.d/50-cloud-init.conf /etc/NetworkManager/system-connections/cloud-init-* \
+    /etc/NetworkManager/conf.d/*cloud-init*
+if grep -qs 'comment=cloudconfig' /etc/fstab; then
+    sed -i '/comment=cloudconfig/d' /etc/fstab
+fi
+
+# --- The machine's own -------------------------------------------------------------------------------------------
+rm -f /var/lib/systemd/random-seed /var/lib/systemd/credential.secret /var/lib/urandom/random-seed
+rm -rf /var/lib/seedrng
+for esp in /boot/efi /efi /boot; do
+    rm -f "$esp/loader/random-seed"
+done
+rm -f /etc/udev/rules.d/70-persistent-net.rules /etc/machine-info /etc/dhcpcd.duid
+for leases in /var/lib/dhcp /var/lib/dhclient /var/lib/dhcpcd /var/lib/NetworkManager /var/lib/systemd/network; do
+    [ ! -d "$leases" ] || find "$leases" -xdev -type f -delete
+done
+if [ -n "${KILN_HOST_NAME-}" ] && [ -f /etc/hostname ] && [ "$(cat /etc/hostname)" = "$KILN_HOST_NAME" ]; then
+    : >/etc/hostname
+fi
+
+# --- What was fetched, logged, dumped ----------------------------------------------------------------------------
+rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb /var/cache/apt/archives/partial/*
+rm -f /var/cache/debconf/*-old /var/lib/dpkg/*-old
+rm -rf /var/cache/dnf/* /var/cache/libdnf5/* /var/cache/yum/* /var/cache/apk/* /etc/apk/cache/*
+rm -rf /var/crash/* /var/lib/systemd/coredump/* /var/lib/systemd/pstore/* /var/spool/abrt/* /var/lib/apport/coredump/*
+for swap in /swapfile /swap.img; do
+    # One that the image is meant to have stays.
+    [ ! -f "$swap" ] || grep -qs "^$swap[[:space:]]" /etc/fstab || rm -f "$swap"
+done
+rm -rf /var/log/journal/* /var/log/installer /var/log/anaconda
+find /var/log -xdev -type f \( -name '*.gz' -o -name '*.xz' -o -name '*.old' -o -name '*.[0-9]' \
+    -o -name '*-[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]' \) -delete
+find /var/log -xdev -type f -size +0 | while read -r log; do
+    : >"$log"
+done
+for directory in /tmp /var/tmp; do
+    find "$directory" -xdev -mindepth 1 -delete 2>/dev/null
+    chmod 1777 "$directory"
+done
+
+# --- The name of the machine, last: programs above still wanted it -----------------------------------------------
+if [ -e /etc/machine-id ]; then
+    : >/etc/machine-id
+fi
+[ -L /var/lib/dbus/machine-id ] || rm -f /var/lib/dbus/machine-id
+
+# --- Free space --------------------------------------------------------------------------------------------------
+# Blocks are free for trimming only once the journal has committed their release.
+sync
+fstrim -a 2>/dev/null || fstrim / || echo "fstrim failed: deleted data may stay in the free space" >&2
+sync
+exit 0

@@ -1,2 +1,0 @@
-#!/bin/sh
-echo "from a file: $1"
