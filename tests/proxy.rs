@@ -1,11 +1,11 @@
-//! A TCP proxy that delays every byte, and one that cuts the connection after so many.
+//! A TCP proxy that delays every byte, cuts connections on demand or after so many bytes, and counts round trips.
 
 use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -22,8 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 #[derive(Debug)]
 pub struct Proxy {
     pub port: u16,
-    cut: CancellationToken,
-    passed: Arc<AtomicU64>,
+    state: Arc<State>,
     _stop: DropGuard,
 }
 
@@ -32,8 +31,23 @@ pub struct Proxy {
 pub struct Conditions {
     /// One way; a round trip takes twice as long.
     pub delay: Duration,
-    /// Close everything once so many bytes have passed towards the server.
+    /// Close everything, for good, once so many bytes have passed towards the server.
     pub cut_after: Option<u64>,
+}
+
+#[derive(Debug)]
+struct State {
+    delay: Duration,
+    cut_at: AtomicU64,
+    passed: AtomicU64,
+    turns: AtomicU64,
+    /// The client spoke last.
+    ours: AtomicBool,
+    open: AtomicU64,
+    /// For good.
+    cut: CancellationToken,
+    /// For the connections of now.
+    present: Mutex<CancellationToken>,
 }
 
 impl Proxy {
@@ -48,92 +62,98 @@ impl Proxy {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a loopback port");
         listener.set_nonblocking(true).expect("a socket for tokio");
         let own = listener.local_addr().expect("its number").port();
-        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
-        let passed = Arc::new(AtomicU64::new(0));
-        let lines = Lines { conditions, cut: cut.clone(), passed: passed.clone() };
-        let stopping = stop.clone();
+        let state = Arc::new(State {
+            delay: conditions.delay,
+            cut_at: AtomicU64::new(conditions.cut_after.unwrap_or(u64::MAX)),
+            passed: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+            ours: AtomicBool::new(false),
+            open: AtomicU64::new(0),
+            cut: CancellationToken::new(),
+            present: Mutex::new(CancellationToken::new()),
+        });
+        let stop = CancellationToken::new();
+        let (stopping, shared) = (stop.clone(), state.clone());
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async move {
                 let listener = TcpListener::from_std(listener).expect("a socket for tokio");
                 tokio::select! {
                     () = stopping.cancelled() => {}
-                    () = accept(listener, ([127, 0, 0, 1], port).into(), lines) => {}
+                    () = accept(listener, ([127, 0, 0, 1], port).into(), shared) => {}
                 }
             });
         });
-        Self { port: own, cut, passed, _stop: stop.drop_guard() }
+        Self { port: own, state, _stop: stop.drop_guard() }
     }
 
     /// Bytes that went towards the server.
     pub fn passed(&self) -> u64 {
-        self.passed.load(Ordering::Relaxed)
+        self.state.passed.load(Ordering::SeqCst)
     }
 
-    /// Closes every connection now and refuses new ones.
-    pub fn cut(&self) {
-        self.cut.cancel();
+    /// How often the client spoke after the server had: round trips, however slow the machine is.
+    pub fn turns(&self) -> u64 {
+        self.state.turns.load(Ordering::SeqCst)
+    }
+
+    /// Connections that are open.
+    pub fn open(&self) -> u64 {
+        self.state.open.load(Ordering::SeqCst)
+    }
+
+    /// Closes everything for good once so many bytes have passed towards the server.
+    pub fn cut_at(&self, bytes: u64) {
+        self.state.cut_at.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Closes every connection of now; new ones are welcome.
+    pub fn cut_once(&self) {
+        let mut present = self.state.present.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *present).cancel();
     }
 }
 
-#[derive(Debug, Clone)]
-struct Lines {
-    conditions: Conditions,
-    cut: CancellationToken,
-    passed: Arc<AtomicU64>,
-}
-
-async fn accept(listener: TcpListener, server: SocketAddr, lines: Lines) {
+async fn accept(listener: TcpListener, server: SocketAddr, state: Arc<State>) {
     while let Ok((client, _)) = listener.accept().await {
-        let lines = lines.clone();
+        let state = state.clone();
         tokio::spawn(async move {
-            if lines.cut.is_cancelled() {
-                return;
+            state.open.fetch_add(1, Ordering::SeqCst);
+            if !state.cut.is_cancelled() {
+                let _ = connection(client, server, &state).await;
             }
-            let _ = connection(client, server, lines).await;
+            state.open.fetch_sub(1, Ordering::SeqCst);
         });
     }
 }
 
-async fn connection(client: TcpStream, server: SocketAddr, lines: Lines) -> io::Result<()> {
+async fn connection(client: TcpStream, server: SocketAddr, state: &State) -> io::Result<()> {
+    let present = state.present.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let server = TcpStream::connect(server).await?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     let (client_in, client_out) = client.into_split();
     let (server_in, server_out) = server.into_split();
-    let delay = lines.conditions.delay;
-    let cut = lines.cut.clone();
     tokio::select! {
-        () = cut.cancelled() => {}
+        () = state.cut.cancelled() => {}
+        () = present.cancelled() => {}
         () = async {
-            tokio::join!(pass(client_in, server_out, delay, Some(&lines)), pass(server_in, client_out, delay, None));
+            tokio::join!(pass(client_in, server_out, state, true), pass(server_in, client_out, state, false));
         } => {}
     }
     Ok(())
 }
 
 /// Each chunk leaves `delay` after it came; up to 16 MiB are on their way at a time.
-async fn pass(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    delay: Duration,
-    count: Option<&Lines>,
-) {
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, state: &State, up: bool) {
     let (sender, mut queue) = mpsc::channel::<(Instant, Vec<u8>)>(256);
     let take = async move {
         let mut buffer = vec![0; 64 << 10];
-        while let Ok(read) = from.read(&mut buffer).await {
-            let mut chunk = &buffer[..read];
-            if let Some(lines) = count {
-                let before = lines.passed.fetch_add(read as u64, Ordering::Relaxed);
-                if let Some(limit) = lines.conditions.cut_after.filter(|limit| before + read as u64 >= *limit) {
-                    chunk = &chunk[..usize::try_from(limit.saturating_sub(before)).unwrap_or(0)];
-                    let _ = sender.send((Instant::now() + delay, chunk.to_vec())).await;
-                    lines.cut.cancel();
-                    return;
-                }
+        while let Ok(count) = from.read(&mut buffer).await {
+            if state.ours.swap(up, Ordering::SeqCst) != up && up {
+                state.turns.fetch_add(1, Ordering::SeqCst);
             }
-            if read == 0 || sender.send((Instant::now() + delay, chunk.to_vec())).await.is_err() {
+            if count == 0 || sender.send((Instant::now() + state.delay, buffer[..count].to_vec())).await.is_err() {
                 break;
             }
         }
@@ -141,8 +161,15 @@ async fn pass(
     let give = async move {
         while let Some((due, chunk)) = queue.recv().await {
             sleep_until(due).await;
-            if to.write_all(&chunk).await.is_err() {
+            let before = if up { state.passed.fetch_add(chunk.len() as u64, Ordering::SeqCst) } else { 0 };
+            let left = if up { state.cut_at.load(Ordering::SeqCst).saturating_sub(before) } else { u64::MAX };
+            let whole = chunk.len() as u64 <= left;
+            let count = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            if to.write_all(&chunk[..count]).await.is_err() {
                 break;
+            }
+            if !whole {
+                state.cut.cancel();
             }
         }
         let _ = to.shutdown().await;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use kiln_io::{
-    fs::write_private,
+    fs::{write_atomic, write_private},
     keys::{KeyPair, PublicKey},
     process::{Running, Sink, Spec, spawn, which},
     ssh::Target,
@@ -34,6 +34,44 @@ impl Sshd {
     /// # Panics
     /// Where `sshd` is not installed or does not start; the message quotes its log.
     pub async fn start() -> Self {
+        Self::with(None).await
+    }
+
+    /// A server whose persistent shells read the kernel's boot id from a file that [`Sshd::pretend_reboot`] changes.
+    pub async fn rebootable() -> Self {
+        let boot_id = "DIRECTORY/boot_id";
+        let command = format!(
+            "if [ \"$SSH_ORIGINAL_COMMAND\" = 'exec sh' ]; then \
+             sed -u 's#/proc/sys/kernel/random/boot_id#{boot_id}#' | sh; else eval \"$SSH_ORIGINAL_COMMAND\"; fi"
+        );
+        let sshd = Self::with(Some(&command)).await;
+        sshd.pretend_reboot();
+        sshd
+    }
+
+    /// A server where `sh` is another shell: a program and the arguments that make it one.
+    ///
+    /// # Panics
+    /// As [`Sshd::start`].
+    pub async fn with_shell(shell: &str) -> Self {
+        let command = "PATH=DIRECTORY/bin:$PATH; export PATH; eval \"$SSH_ORIGINAL_COMMAND\"";
+        let sshd = Self::with(Some(command)).await;
+        let directory = sshd.directory.path().join("bin");
+        fs::create_dir(&directory).expect("a directory for the shell");
+        write_atomic(&directory.join("sh"), format!("#!/bin/sh\nexec {shell} \"$@\"\n").as_bytes(), 0o755)
+            .expect("a shell");
+        sshd
+    }
+
+    /// From now on the boot id is another one.
+    ///
+    /// # Panics
+    /// Where the server's directory cannot be written.
+    pub fn pretend_reboot(&self) {
+        fs::write(self.directory.path().join("boot_id"), kiln_io::random::nonce() + "\n").expect("a boot id");
+    }
+
+    async fn with(force: Option<&str>) -> Self {
         let directory = tempfile::Builder::new().prefix("kiln-sshd-").tempdir().expect("a directory in /tmp");
         let host = KeyPair::generate("host").expect("a host key");
         let login = KeyPair::generate("login").expect("a login key");
@@ -46,7 +84,8 @@ impl Sshd {
             // Where sshd shuts itself in before the login.
             fs::create_dir_all("/run/sshd").expect("sshd's own directory");
         }
-        let (port, running) = serve(directory.path()).await;
+        let force = force.map(|command| command.replace("DIRECTORY", &directory.path().display().to_string()));
+        let (port, running) = serve(directory.path(), force.as_deref()).await;
         fs::write(at("known_hosts"), host.public.known_hosts("127.0.0.1", port)).expect("the known hosts are written");
         Self { port, host_key: host.public, login, running, directory }
     }
@@ -103,13 +142,13 @@ pub fn user() -> String {
     line.and_then(|line| line.split(':').next()).unwrap_or("root").to_owned()
 }
 
-async fn serve(directory: &Path) -> (u16, Running) {
+async fn serve(directory: &Path, force: Option<&str>) -> (u16, Running) {
     // Another program may take the port between choosing and using it; then the next one is tried.
     for _ in 0..10 {
         let port = free_port();
-        let mut running = spawn(&sshd(directory, port)).await.expect("sshd starts");
+        let mut running = spawn(&sshd(directory, port, force)).await.expect("sshd starts");
         let step = Duration::from_millis(20);
-        let policy = Policy { first: step, max: step, deadline: Duration::from_secs(60) };
+        let policy = Policy { first: step, max: step, deadline: Duration::from_mins(1) };
         let (clock, never) = (SystemClock::new(), CancellationToken::new());
         let up = poll_until(&clock, policy, &never, || {
             let exited = running.exited();
@@ -128,7 +167,7 @@ async fn serve(directory: &Path) -> (u16, Running) {
     panic!("sshd does not start: {}", fs::read_to_string(directory.join("log")).unwrap_or_default());
 }
 
-fn sshd(directory: &Path, port: u16) -> Spec {
+fn sshd(directory: &Path, port: u16, force: Option<&str>) -> Spec {
     let program: PathBuf = which("sshd").expect("openssh-server is installed");
     let path = |name: &str| directory.join(name).display().to_string();
     let settings = [
@@ -151,6 +190,9 @@ fn sshd(directory: &Path, port: u16) -> Spec {
     let mut spec = Spec::new(program).args(["-D", "-e", "-f", "/dev/null"]);
     for setting in settings {
         spec = spec.arg("-o").arg(setting);
+    }
+    if let Some(command) = force {
+        spec = spec.arg("-o").arg(format!("ForceCommand={command}"));
     }
     spec.stdout = Sink::Null;
     spec.stderr = Sink::Append(directory.join("log"));

@@ -10,7 +10,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-#[expect(clippy::print_stdout, reason = "this is how a build script talks to cargo")]
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../../provisioners").canonicalize()?;
     println!("cargo:rerun-if-changed={}", root.display());
@@ -21,7 +20,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for file in files {
         let name = file.strip_prefix(&root)?.to_str().ok_or("a name that is not UTF-8")?;
         let executable = fs::metadata(&file)?.permissions().mode() & 0o111 != 0;
-        writeln!(table, "    ({name:?}, {executable}, include_bytes!({file:?})),")?;
+        let path = file.to_str().ok_or("a name that is not UTF-8")?;
+        writeln!(table, "    ({name:?}, {executable}, include_bytes!({path:?})),")?;
     }
     table.push_str("]\n");
     fs::write(Path::new(&env::var("OUT_DIR")?).join("built_in.rs"), table)?;

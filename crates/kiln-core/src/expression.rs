@@ -318,7 +318,7 @@ impl Scope {
     fn inline(&self, value: &Value, range: Range<usize>) -> Result<String, Mistake> {
         match value.kind() {
             ValueKind::String | ValueKind::Number | ValueKind::Bool => {
-                let text = value.to_string();
+                let text = plain(value);
                 self.spend(text.len(), &range)?;
                 Ok(text)
             }
@@ -518,7 +518,10 @@ fn add_filters(environment: &mut Environment<'static>) {
     environment.add_filter("round", filters::round);
     environment.add_filter("sort", filters::sort);
     environment.add_filter("split", filters::split);
-    environment.add_filter("string", filters::string);
+    environment.add_filter("string", |value: &Value| match value.kind() {
+        ValueKind::String | ValueKind::Number | ValueKind::Bool => Ok(plain(value)),
+        kind => Err(invalid(format!("`string` takes texts, numbers and booleans, this is a {kind}"))),
+    });
     environment.add_filter("title", filters::title);
     environment.add_filter("tojson", |value: &Value| {
         serde_json::to_string(value).map_err(|error| invalid(format!("cannot be written as JSON: {error}")))
@@ -526,6 +529,11 @@ fn add_filters(environment: &mut Environment<'static>) {
     environment.add_filter("trim", filters::trim);
     environment.add_filter("unique", filters::unique);
     environment.add_filter("upper", filters::upper);
+}
+
+/// A scalar as text. minijinja would write `True`, as Python does.
+fn plain(value: &Value) -> String {
+    if value.kind() == ValueKind::Bool { value.is_true().to_string() } else { value.to_string() }
 }
 
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -549,7 +557,7 @@ fn join(items: &Value, separator: Option<&str>) -> Result<String, Error> {
         if !matches!(item.kind(), ValueKind::String | ValueKind::Number | ValueKind::Bool) {
             return Err(invalid(format!("`join` takes texts and numbers, item {} is a {}", index + 1, item.kind())));
         }
-        text.push_str(&item.to_string());
+        text.push_str(&plain(&item));
         if text.len() > LARGEST_EXPANSION {
             return Err(invalid("the joined text is too large"));
         }

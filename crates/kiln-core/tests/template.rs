@@ -1,133 +1,15 @@
 //! Templates through the public interface: what is accepted, what is refused, and with which words.
 
-use std::collections::BTreeMap;
-
 use kiln_core::{
     ByteSize, Diagnostic, Diagnostics, Digest,
-    facts::{FactError, Facts, GivenValue, InputFact, Inputs, ProvisionerFact, TemplateText, VariableValue},
-    manifest,
+    facts::Inputs,
     plan::{Base, Builder, CheckKind, Plan},
-    template,
 };
 
-/// A world in memory.
-#[derive(Debug, Clone, Default)]
-struct World {
-    templates: BTreeMap<String, String>,
-    files: BTreeMap<String, Vec<u8>>,
-    provisioners: BTreeMap<String, String>,
-}
+#[path = "shared/world.rs"]
+mod shared;
 
-impl Facts for World {
-    fn template(&self, _: &str, path: &str) -> Result<TemplateText, FactError> {
-        let text = self.templates.get(path).ok_or_else(|| FactError::new(format!("there is no `{path}`")))?;
-        Ok(TemplateText { name: path.to_owned(), text: text.clone() })
-    }
-
-    fn input(&self, from: &str, path: &str, allowed: &[String]) -> Result<InputFact, FactError> {
-        if path.starts_with('/') && !allowed.iter().any(|allowed| path.starts_with(allowed)) {
-            return Err(FactError::new(format!("`{path}` leaves the directory of `{from}`"))
-                .with_hint("name it in `allow_paths`"));
-        }
-        let bytes = self.files.get(path).ok_or_else(|| FactError::new(format!("cannot read `{path}`")))?;
-        Ok(InputFact {
-            path: format!("/somewhere/{path}"),
-            directory: false,
-            digest: Digest::of(bytes),
-            bytes: bytes.len() as u64,
-        })
-    }
-
-    fn provisioner(&self, name: &str) -> Result<ProvisionerFact, FactError> {
-        let text =
-            self.provisioners.get(name).ok_or_else(|| FactError::new(format!("there is no provisioner `{name}`")))?;
-        let manifest = manifest::parse(&format!("{name}/provisioner.toml"), text).map_err(|details| {
-            FactError::new(format!("the manifest of `{name}` has mistakes")).with_details(details)
-        })?;
-        Ok(ProvisionerFact { manifest, digest: Digest::of(text.as_bytes()), origin: "test".to_owned() })
-    }
-
-    fn provisioner_names(&self) -> Vec<String> {
-        self.provisioners.keys().cloned().collect()
-    }
-}
-
-const FILES: &str = r#"
-api = 1
-name = "files"
-summary = "files"
-idempotent = true
-[options.files]
-type = "list<table>"
-doc = "files"
-required = true
-[options.files.fields.path]
-type = "string"
-doc = "path"
-required = true
-[options.files.fields.content]
-type = "text"
-doc = "content"
-[options.files.fields.source]
-type = "path"
-doc = "source"
-[options.files.fields.mode]
-type = "string"
-doc = "mode"
-default = "0644"
-"#;
-
-const PACKAGES: &str = r#"
-api = 1
-name = "packages"
-summary = "packages"
-timeout = "30 min"
-idempotent = true
-[options.install]
-type = "list<string>"
-doc = "what to install"
-default = []
-[options.refresh]
-type = "string"
-doc = "when"
-one_of = ["auto", "always"]
-default = "auto"
-[options.wait]
-type = "duration"
-doc = "how long"
-default = "2 min"
-[options.attempts]
-type = "integer"
-doc = "how often"
-"#;
-
-const SHELL: &str = "api = 1\nname = 'shell'\nsummary = 's'\n[options.script]\ntype = 'text'\ndoc = 'd'\n";
-
-fn world() -> World {
-    let mut world = World::default();
-    for (name, text) in [("files", FILES), ("packages", PACKAGES), ("shell", SHELL)] {
-        world.provisioners.insert(name.to_owned(), text.to_owned());
-    }
-    world.files.insert("index.html".to_owned(), b"hello".to_vec());
-    world
-}
-
-fn given(values: &[(&str, &str)]) -> Inputs {
-    let variables = values
-        .iter()
-        .map(|(name, value)| VariableValue {
-            name: (*name).to_owned(),
-            value: GivenValue::Text((*value).to_owned()),
-            origin: format!("`--var {name}=..`"),
-        })
-        .collect();
-    Inputs { variables }
-}
-
-fn resolve_in(world: &World, text: &str, inputs: &Inputs) -> Result<Vec<Plan>, Diagnostics> {
-    let entry = TemplateText { name: "template.toml".to_owned(), text: text.to_owned() };
-    template::load(&entry, world)?.plans(inputs, world)
-}
+use shared::{World, given, resolve_in, world};
 
 fn resolve(text: &str) -> Result<Vec<Plan>, Diagnostics> {
     resolve_in(&world(), text, &Inputs::default())

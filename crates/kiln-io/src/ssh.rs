@@ -26,12 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     link::Link,
+    script::Words,
     shell::{Broken, Shell, Talk},
 };
 use crate::{
     guest::{Access, Command, Entry, Exit, Guest, GuestError, Output, Progress, Stage},
     keys::{KeyPair, PublicKey},
-    random,
     time::{Attempt, GaveUp, Policy, SystemClock, poll_until},
 };
 
@@ -156,23 +156,23 @@ impl SshGuest {
         let start = Instant::now();
         let deadline = tokio::time::Instant::now() + command.timeout;
         let during = title(&command.script);
-        let nonce = random::nonce();
+        let words = Words::new();
         let text = match &command.bundle {
             Some(bundle) if tar::size(&bundle.entries) > script::INLINE => {
                 self.upload_bundle(bundle).await?;
                 let bundle = crate::guest::Bundle { directory: bundle.directory.clone(), entries: Vec::new() };
                 script::request(
                     &self.target.private,
-                    &nonce,
+                    &words,
                     &Command { bundle: Some(bundle), ..command.clone() },
                     true,
                 )
             }
-            _ => script::request(&self.target.private, &nonce, command, false),
+            _ => script::request(&self.target.private, &words, command, false),
         }?;
         let (mut slot, mut shell) = self.shell(&during).await?;
         shell.discard_leftovers();
-        let mut talk = Talk::new(&nonce);
+        let mut talk = Talk::new(&words.marker);
         let ended = tokio::time::timeout_at(deadline, async {
             shell.send(text).await?;
             shell.listen(&mut talk, output).await
@@ -182,11 +182,11 @@ impl SshGuest {
                 *slot = Some(shell);
                 exit(&status)
             }
-            Ok(Err(Broken::Link)) => Err(self.lost(during, start, !command.reboots, &mut slot).await),
+            Ok(Err(Broken::Link(_))) => Err(self.lost(during, start, !command.reboots, &mut slot).await),
             // Something in the guest killed the shell; the next command gets a new one.
             Ok(Err(_)) => Err(GuestError::Lost { during, after: start.elapsed() }),
             Err(_) => {
-                let session = script::session_file(&self.target.private, &nonce);
+                let session = script::session_file(&self.target.private, &words);
                 let (tree, usable) = shell.end(&session, &mut talk, output).await;
                 *slot = Some(shell).filter(|_| usable);
                 Err(GuestError::TimedOut { limit: command.timeout, tree })
@@ -230,7 +230,7 @@ impl Guest for SshGuest {
     }
 
     async fn boot_id(&self) -> Result<String, GuestError> {
-        let (mut slot, shell) = self.shell("reading the boot id").await?;
+        let (mut slot, shell) = self.unless_cancelled(self.shell("reading the boot id")).await?;
         // A connection does not outlive its kernel, so the id it began with is the id.
         *slot = Some(shell);
         Ok(self.known_boot_id())
@@ -278,7 +278,7 @@ async fn establish(target: &Target, cancel: &CancellationToken) -> Result<Shell,
 
 fn refused(target: &Target, broken: Broken) -> GuestError {
     let reason = match broken {
-        Broken::Link => "the connection was lost at once".to_owned(),
+        Broken::Link(why) => format!("the connection was lost at once: {why}"),
         Broken::Shell => "it ended at once".to_owned(),
         Broken::Refused(reason) => reason,
     };

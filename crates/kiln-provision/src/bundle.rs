@@ -1,5 +1,7 @@
 //! A step as what the guest gets: the files of its private directory and its environment.
 
+use std::fmt::Write as _;
+
 mod environment;
 
 use std::{
@@ -248,7 +250,9 @@ fn label(pointer: &str) -> String {
             '/' => label.push('.'),
             c if c.is_ascii_alphanumeric() || c == '-' || c == '_' => label.push(c),
             // Injective, so that two keys of a map never share a file.
-            c => label.push_str(&format!("%{:x}%", u32::from(c))),
+            c => {
+                let _ = write!(label, "%{:x}%", u32::from(c));
+            }
         }
     }
     label

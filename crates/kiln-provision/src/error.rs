@@ -32,7 +32,7 @@ pub enum LibraryError {
 pub enum BundleError {
     #[error(transparent)]
     Library(#[from] LibraryError),
-    #[error("`{what}` changed since the plan was made; run again")]
+    #[error("{what} changed since the plan was made; run again")]
     Changed { what: String },
     #[error("the option `{option}` holds a NUL byte, which no program's environment can carry")]
     Nul { option: String },

@@ -23,6 +23,10 @@ impl HostFacts {
         Self { library: Library::for_template(directory_of(template)) }
     }
 
+    pub const fn with_library(library: Library) -> Self {
+        Self { library }
+    }
+
     /// Where provisioners are found; the same for planning and for running.
     pub fn library(&self) -> &Library {
         &self.library

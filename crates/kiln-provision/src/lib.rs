@@ -3,9 +3,11 @@
 //! This crate must not know how a guest is booted, reached or sealed: it sees the [`kiln_io::guest::Guest`] trait.
 
 pub mod bundle;
+pub mod cases;
 mod encode;
 pub mod error;
 pub mod facts;
+pub mod fake;
 pub mod library;
 mod output;
 mod redact;

@@ -61,6 +61,11 @@ impl Library {
         Self { roots }
     }
 
+    /// These directories of provisioners, then the built-in set.
+    pub const fn at(roots: Vec<PathBuf>) -> Self {
+        Self { roots }
+    }
+
     /// The built-in set alone.
     pub const fn built_in() -> Self {
         Self { roots: Vec::new() }

@@ -48,6 +48,11 @@ impl<'a> StepOutput<'a> {
         }
     }
 
+    /// A text of somebody else about this step, without its secrets.
+    pub(crate) fn redacted(&self, text: &str) -> String {
+        self.patterns.text(text)
+    }
+
     /// The last lines of stderr, or of stdout where stderr is empty.
     pub(crate) fn last_lines(&self) -> Vec<String> {
         [Stream::Stderr, Stream::Stdout]

@@ -185,7 +185,7 @@ impl Attempt<'_> {
                 Err(match error {
                     GuestError::TimedOut { limit, tree } => {
                         output.finish();
-                        Fault::TimedOut { limit, tree, last: output.last_lines() }
+                        Fault::TimedOut { limit, tree: output.redacted(&tree), last: output.last_lines() }
                     }
                     GuestError::Cancelled => Fault::Cancelled,
                     error => Fault::Guest(error),

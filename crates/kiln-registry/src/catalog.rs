@@ -1,13 +1,16 @@
 //! Reading: what is published, and its files out again, verified.
 
-use std::{fmt, fs, io, path::Path, str::FromStr};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use kiln_core::{
     ImageName, Version,
     artifact::{Artifact, File},
     name::InvalidName,
 };
-use kiln_io::guest::Progress;
 
 use crate::{
     Registry, RegistryError,
@@ -77,34 +80,45 @@ impl Registry {
         Ok(record.artifact)
     }
 
-    /// Copies the file of `artifact` that has `format` to `to`, which appears when every byte was verified.
+    /// Copies the file of `artifact` that has `format` to `to`, which appears when every byte was verified. `watch` gets
+    /// the bytes done and says whether to go on.
     pub fn export(
         &self,
         artifact: &Artifact,
         format: &str,
         to: &Path,
-        progress: &dyn Progress,
+        watch: &dyn Fn(u64) -> bool,
     ) -> Result<File, RegistryError> {
-        let file =
-            artifact.files.iter().find(|file| file.format == format).ok_or_else(|| RegistryError::UnknownFormat {
-                image: artifact.image.clone(),
-                version: artifact.version.clone(),
-                format: format.to_owned(),
-                stored: artifact.files.iter().map(|file| file.format.clone()).collect(),
-            })?;
+        let file = stored(artifact, format)?;
         let blob = self.blob(&file.sha256);
         let directory = match to.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         let temporary = Temporary::in_directory(directory);
-        let (found, written) = durable::copy(&blob, temporary.path(), file.bytes, progress)?;
+        let (found, written) = durable::copy(&blob, temporary.path(), file.bytes, watch)?;
         if found != file.sha256 {
             return Err(RegistryError::Altered { path: blob, expected: file.sha256, found });
         }
         written.sync_all().map_err(failed("sync", temporary.path()))?;
         temporary.replace(to)?;
         Ok(file.clone())
+    }
+
+    /// The path of the file of `artifact` that has `format`, after every byte of it was verified.
+    pub fn verify(
+        &self,
+        artifact: &Artifact,
+        format: &str,
+        watch: &dyn Fn(u64) -> bool,
+    ) -> Result<PathBuf, RegistryError> {
+        let file = stored(artifact, format)?;
+        let blob = self.blob(&file.sha256);
+        let found = durable::digest(&blob, watch)?;
+        if found != file.sha256 {
+            return Err(RegistryError::Altered { path: blob, expected: file.sha256, found });
+        }
+        Ok(blob)
     }
 
     fn names(&self) -> Result<Vec<ImageName>, RegistryError> {
@@ -122,6 +136,15 @@ impl Registry {
         names.sort();
         Ok(names)
     }
+}
+
+fn stored<'a>(artifact: &'a Artifact, format: &str) -> Result<&'a File, RegistryError> {
+    artifact.files.iter().find(|file| file.format == format).ok_or_else(|| RegistryError::UnknownFormat {
+        image: artifact.image.clone(),
+        version: artifact.version.clone(),
+        format: format.to_owned(),
+        stored: artifact.files.iter().map(|file| file.format.clone()).collect(),
+    })
 }
 
 impl FromStr for Selector {

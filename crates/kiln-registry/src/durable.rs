@@ -8,7 +8,7 @@ use std::{
 };
 
 use kiln_core::{ByteSize, Digest};
-use kiln_io::{fs::free_space, guest::Progress, random::nonce};
+use kiln_io::{fs::free_space, random::nonce};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::RegistryError;
@@ -103,7 +103,7 @@ pub(crate) fn bring(
     source: &Path,
     directory: &Path,
     expected: Digest,
-    progress: &dyn Progress,
+    watch: &dyn Fn(u64) -> bool,
 ) -> Result<Temporary, RegistryError> {
     let temporary = Temporary::in_directory(directory);
     let path = temporary.path().to_owned();
@@ -113,9 +113,9 @@ pub(crate) fn bring(
     }
     let (found, file) = if fs::hard_link(source, &path).is_ok() {
         let mut file = File::open(&path).map_err(failed("open", &path))?;
-        (hash(&mut file, None, source, progress)?, file)
+        (hash(&mut file, None, source, watch)?, file)
     } else {
-        copy(source, &path, metadata.len(), progress)?
+        copy(source, &path, metadata.len(), watch)?
     };
     if found != expected {
         return Err(RegistryError::Altered { path: source.to_owned(), expected, found });
@@ -131,19 +131,25 @@ pub(crate) fn copy(
     source: &Path,
     path: &Path,
     bytes: u64,
-    progress: &dyn Progress,
+    watch: &dyn Fn(u64) -> bool,
 ) -> Result<(Digest, File), RegistryError> {
     let mut input = File::open(source).map_err(failed("open", source))?;
     let mut output = create_file(path)?;
-    let digest = hash(&mut input, Some((&mut output, path, bytes)), source, progress)?;
+    let digest = hash(&mut input, Some((&mut output, path, bytes)), source, watch)?;
     Ok((digest, output))
+}
+
+/// The digest of the file `path`.
+pub(crate) fn digest(path: &Path, watch: &dyn Fn(u64) -> bool) -> Result<Digest, RegistryError> {
+    let mut input = File::open(path).map_err(failed("open", path))?;
+    hash(&mut input, None, path, watch)
 }
 
 fn hash(
     input: &mut File,
     mut output: Option<(&mut File, &Path, u64)>,
     source: &Path,
-    progress: &dyn Progress,
+    watch: &dyn Fn(u64) -> bool,
 ) -> Result<Digest, RegistryError> {
     let mut buffer = vec![0; BLOCK];
     let mut hasher = Sha256::new();
@@ -160,7 +166,9 @@ fn hash(
             output.write_all(&buffer[..count]).map_err(failed_to_store("write", path, bytes.saturating_sub(done)))?;
         }
         done += count as u64;
-        progress.at(done);
+        if !watch(done) {
+            return Err(RegistryError::Stopped { path: source.to_owned() });
+        }
     }
     Ok(Digest::from_bytes(hasher.finalize().into()))
 }

@@ -40,6 +40,8 @@ pub enum RegistryError {
     },
     #[error("`{path}` has format {found}; this kiln reads up to {known}")]
     NewerFormat { path: PathBuf, found: u32, known: u32 },
+    #[error("stopped while reading `{path}`")]
+    Stopped { path: PathBuf },
     #[error("`{date}` is not a date of the form YYYY-MM-DD")]
     Date { date: String },
 }
@@ -69,7 +71,11 @@ impl RegistryError {
             Self::Unreadable { path, .. } if path.ends_with("head.json") => {
                 Some(format!("move `{}` aside: the next publish rebuilds it from the records in `v/`", path.display()))
             }
-            Self::Io { .. } | Self::FileName { .. } | Self::Unreadable { .. } | Self::Date { .. } => None,
+            Self::Io { .. }
+            | Self::Stopped { .. }
+            | Self::FileName { .. }
+            | Self::Unreadable { .. }
+            | Self::Date { .. } => None,
         }
     }
 

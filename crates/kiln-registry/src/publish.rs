@@ -126,8 +126,11 @@ impl Registry {
                 durable::sync_directory_of(&blob)?;
             } else {
                 let source = files.join(&file.name);
-                let counted = Counted { before, progress };
-                durable::bring(&source, &self.temporary(), file.sha256, &counted)?.replace(&blob)?;
+                let watch = |done| {
+                    progress.at(before + done);
+                    true
+                };
+                durable::bring(&source, &self.temporary(), file.sha256, &watch)?.replace(&blob)?;
             }
             before += file.bytes;
             progress.at(before);
@@ -181,18 +184,6 @@ impl Registry {
             .map_err(|source| RegistryError::Unreadable { path: path.clone(), source })?;
         bytes.push(b'\n');
         durable::write(&path, &bytes)
-    }
-}
-
-/// Progress over several files.
-struct Counted<'a> {
-    before: u64,
-    progress: &'a dyn Progress,
-}
-
-impl Progress for Counted<'_> {
-    fn at(&self, done: u64) {
-        self.progress.at(self.before + done);
     }
 }
 

@@ -64,7 +64,7 @@ fn what_was_published_is_listed_shown_and_exported() {
     assert_eq!(newest.version.as_str(), "1.1.0");
     let older = registry.artifact(&select("web@1.0.0")).unwrap();
     let to = scratch.0.join("out.raw");
-    let file = registry.export(&older, "raw", &to, &Quiet).unwrap();
+    let file = registry.export(&older, "raw", &to, &|_| true).unwrap();
     assert_eq!(fs::read(&to).unwrap(), b"raw of one");
     assert_eq!(file.sha256, Digest::of(b"raw of one"));
     assert_eq!(fs::read_dir(scratch.0.join("registry/tmp")).unwrap().count(), 1, "only the lock");
@@ -129,9 +129,12 @@ fn a_blob_that_was_damaged_is_not_exported() {
     fs::remove_file(&blob).unwrap();
     fs::write(&blob, "qcow2 of onf").unwrap();
     let to = scratch.0.join("out.qcow2");
-    let error = registry.export(&sealed, "qcow2", &to, &Quiet).unwrap_err();
+    let error = registry.export(&sealed, "qcow2", &to, &|_| true).unwrap_err();
     assert!(matches!(error, RegistryError::Altered { .. }), "{error}");
-    assert!(!to.exists());
+    assert!(registry.verify(&sealed, "qcow2", &|_| true).is_err());
+    let error = registry.export(&sealed, "raw", &to, &|_| false).unwrap_err();
+    assert!(matches!(error, RegistryError::Stopped { .. }), "{error}");
+    assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 2, "an export that failed leaves nothing");
 }
 
 #[test]

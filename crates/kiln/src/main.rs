@@ -1,2 +1,78 @@
-//! kiln
-fn main() {}
+//! The kiln command: verbs, terminal, wiring, exit codes.
+
+mod arguments;
+mod builds;
+mod calendar;
+mod colour;
+mod escape;
+mod failure;
+mod output;
+mod render;
+mod signals;
+mod surroundings;
+mod templates;
+mod verbs;
+
+use std::{panic, process::ExitCode};
+
+use clap::Parser as _;
+
+use arguments::{Arguments, Verb};
+use failure::{Failure, Outcome};
+
+fn main() -> ExitCode {
+    keep_memory_private();
+    report_panics_without_their_message();
+    let arguments = Arguments::parse();
+    match run(arguments.verb) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            output::complain(&failure);
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(verb: Verb) -> Outcome {
+    match verb {
+        Verb::Validate(arguments) => verbs::validate::run(&arguments),
+        Verb::Plan(arguments) => verbs::plan::run(&arguments),
+        Verb::Schema => verbs::schema::run(),
+        Verb::Fmt(arguments) => verbs::fmt::run(&arguments),
+        Verb::Images(arguments) => verbs::images::run(&arguments),
+        Verb::Show(arguments) => verbs::show::run(&arguments),
+        Verb::Export(arguments) => in_runtime(verbs::export::run(arguments)),
+        Verb::Ssh(arguments) => verbs::ssh::run(&arguments),
+        Verb::Logs(arguments) => in_runtime(verbs::logs::run(arguments)),
+        Verb::Doctor(arguments) => in_runtime(verbs::doctor::run(arguments)),
+        Verb::Clean(arguments) => verbs::clean::run(&arguments),
+        Verb::Completions(arguments) => verbs::completions::run(&arguments),
+        Verb::Man(arguments) => verbs::man::run(&arguments),
+        Verb::Guard { spec } => verbs::guard::run(&spec),
+    }
+}
+
+fn in_runtime(verb: impl Future<Output = Outcome>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new("cannot start the async runtime").because(error.to_string()))?;
+    let outcome = runtime.block_on(verb);
+    // A thread that still waits for something (a slow disk, a terminal) must not hold the exit.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// No core file of kiln, nor of the machines it starts, ever holds a secret.
+fn keep_memory_private() {
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
+}
+
+/// A panic's message may quote a value; its place in the source may not.
+fn report_panics_without_their_message() {
+    panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        let failure = Failure::new(format!("kiln itself failed at {place}"))
+            .hint("this is a bug; `kiln clean` releases what is left");
+        output::complain(&failure);
+    }));
+}

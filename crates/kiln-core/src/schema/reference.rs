@@ -34,7 +34,7 @@ image's name as `image.name`. An undefined name is a mistake.
 - A string that is exactly one expression keeps the type of its value: `install = \"{{ packages }}\"` is a list if the variable is.
 - Inside longer text, strings, numbers and booleans may stand; lists and maps need `join` or `tojson`.
 - A condition (`when`, `condition`) is an expression without braces that gives `true` or `false`.
-- There are comparisons (`==`, `!=`, `<`), `and`, `or`, `not`, `in`, arithmetic, `~` (joins texts), `x if y else z`, lists and maps,
+- There are comparisons (`==`, `!=`, `<`), `and`, `or`, `not`, `in`, arithmetic, `~` (joins texts and numbers), `x if y else z`, lists and maps,
   `a.b` and `a[\"b\"]`. `*` multiplies numbers only.
 - `{% %}` and `{# #}` have no meaning. Literal braces are written `{{ \"{{\" }}`.
 - Values are never evaluated again: a variable that holds `{{ x }}` gives these very characters.

@@ -23,7 +23,7 @@ pub(super) enum Operation {
     Write,
     Eof,
     Read(Stream),
-    AwaitClose,
+    End,
     Close,
 }
 
@@ -76,7 +76,7 @@ impl Lane {
             Operation::Eof,
             Operation::Read(Stream::Stdout),
             Operation::Read(Stream::Stderr),
-            Operation::AwaitClose,
+            Operation::End,
         ];
         let mut progress = false;
         if let Some(operation) = self.stuck {
@@ -116,18 +116,13 @@ impl Lane {
         self.held.is_some() && !self.closing
     }
 
-    /// Whether it waits for the packet that closes the channel, which another lane may take off the socket.
-    pub(super) fn awaits_close(&self) -> bool {
-        !self.closing && self.channel.eof()
-    }
-
     fn attempt(&mut self, operation: Operation, session: &Session, buffer: &mut [u8]) -> io::Result<Turn> {
         self.stuck = None;
         let done = match operation {
             Operation::Write => self.write(),
             Operation::Eof => self.send_eof(),
             Operation::Read(stream) => self.read(stream, buffer),
-            Operation::AwaitClose => self.await_close(),
+            Operation::End => Ok(self.end()),
             Operation::Close => return self.close(session),
         };
         match done {
@@ -215,19 +210,17 @@ impl Lane {
         false
     }
 
-    fn await_close(&mut self) -> io::Result<bool> {
+    /// Once the other side has said all: the last chunk, then the lane closes itself.
+    fn end(&mut self) -> bool {
         if !self.deliver() || !self.channel.eof() {
-            return Ok(false);
+            return false;
         }
-        if self.end_held {
-            self.ended = true;
-            return Ok(true);
+        if !self.end_held {
+            self.held = Some(Chunk::End);
+            self.end_held = true;
         }
-        self.channel.wait_close()?;
-        self.held = Some(Chunk::End);
-        self.end_held = true;
         self.ended = self.deliver();
-        Ok(true)
+        self.ended
     }
 
     /// Closes for good. The other side's answer is not waited for longer than it takes to send.

@@ -75,13 +75,15 @@ impl Link {
         let (ready, connected) = oneshot::channel();
         let (target, stop) = (target.clone(), cancel.clone());
         let thread = std::thread::Builder::new().name("kiln-ssh".to_owned()).spawn(move || {
-            let _ends = dead.drop_guard();
+            let ends = dead.drop_guard();
             match connect(&target) {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok(connected) => {
                     if ready.send(Ok(())).is_ok() {
-                        let reason = Pump::new(connected, inbox, waker, stop).run();
-                        *why.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+                        let mut pump = Pump::new(connected, inbox, waker, stop);
+                        *why.lock().unwrap_or_else(PoisonError::into_inner) = pump.run();
+                        // Before the channels go: whoever sees one end must see why.
+                        drop(ends);
                     }
                 }
             }
@@ -180,7 +182,7 @@ impl Pump {
     }
 
     /// Serves until the handle is dropped, the token fires or the connection is lost; says which.
-    fn run(mut self) -> String {
+    fn run(&mut self) -> String {
         let reason = loop {
             if self.cancel.is_cancelled() {
                 break "cancelled".to_owned();
@@ -294,7 +296,7 @@ impl Pump {
             return Ok(());
         }
         let mut limit = KEEPALIVE;
-        if !self.opening.is_empty() || self.lanes.iter().any(Lane::awaits_close) {
+        if !self.opening.is_empty() {
             limit = BETWEEN;
         } else if self.stuck.is_none() && self.quiet_since.elapsed() >= KEEPALIVE {
             self.session.keepalive_send()?;

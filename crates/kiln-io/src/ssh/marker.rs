@@ -5,6 +5,7 @@ use memchr::memmem::find;
 /// Watches one stream for one marker, passing on everything else unchanged and without delay.
 #[derive(Debug)]
 pub(super) struct Scanner {
+    /// With the blank that follows it.
     nonce: String,
     /// The beginning of what may become a marker.
     held: Vec<u8>,
@@ -17,7 +18,7 @@ const LONGEST: usize = 128;
 
 impl Scanner {
     pub(super) fn new(nonce: &str) -> Self {
-        Self { nonce: nonce.to_owned(), held: Vec::new(), found: None }
+        Self { nonce: format!("{nonce} "), held: Vec::new(), found: None }
     }
 
     pub(super) fn found(&self) -> Option<&str> {
@@ -45,7 +46,7 @@ impl Scanner {
         match rest.iter().take(LONGEST).position(|byte| *byte == b'\n') {
             Some(end) => {
                 pass(&data[..start], emit);
-                self.found = Some(String::from_utf8_lossy(&rest[..end]).trim().to_owned());
+                self.found = Some(String::from_utf8_lossy(&rest[..end]).into_owned());
             }
             None if rest.len() < LONGEST => {
                 pass(&data[..start], emit);
@@ -94,7 +95,9 @@ mod tests {
         assert_eq!(scan(&[b"no line end"]), (b"no line end".to_vec(), None));
         assert_eq!(scan(&[b"x00112"]).0, b"x");
         assert_eq!(scan(&[b"x00112", b"z"]).0, b"x00112z");
-        let long = [NONCE.as_bytes(), &[b'y'; 300]].concat();
+        let long = [NONCE.as_bytes(), b" ", &[b'y'; 300]].concat();
+        let name = [b"/run/", NONCE.as_bytes(), b".sh: not found\n"].concat();
+        assert_eq!(scan(&[&name]), (name.clone(), None));
         assert_eq!(scan(&[&long]), (long.clone(), None));
     }
 

@@ -10,7 +10,10 @@
 use std::collections::BTreeMap;
 
 use super::tar;
-use crate::guest::{Bundle, Command, Content, Entry, GuestError};
+use crate::{
+    guest::{Bundle, Command, Content, Entry, GuestError},
+    random,
+};
 
 /// Uploads up to this size travel inside the shell's text.
 pub(super) const INLINE: u64 = 64 << 10;
@@ -31,28 +34,48 @@ pub(super) fn greeting(private: &str, nonce: &str) -> String {
     )
 }
 
+/// The two random words of a request. The marker stands in no file and no argument, so nothing in the guest prints it by
+/// chance; the name stands in paths, which every error message quotes.
+#[derive(Debug, Clone)]
+pub(super) struct Words {
+    pub(super) marker: String,
+    pub(super) name: String,
+}
+
+impl Words {
+    pub(super) fn new() -> Self {
+        Self { marker: random::nonce(), name: random::nonce()[..12].to_owned() }
+    }
+
+    /// Prints the marker and a status on both streams.
+    fn mark(&self, status: &str) -> String {
+        let Self { marker, .. } = self;
+        format!("printf '{marker} %s\\n' {status}; printf '{marker} %s\\n' {status} >&2\n")
+    }
+}
+
 /// Where the running command's session id stands in the guest.
-pub(super) fn session_file(private: &str, nonce: &str) -> String {
-    format!("{private}/{nonce}.pid")
+pub(super) fn session_file(private: &str, words: &Words) -> String {
+    format!("{private}/{}.pid", words.name)
 }
 
 /// A command as text: files laid down, the script run in its own session, everything removed, both streams closed by
 /// the line `<nonce> <status>`.
 ///
 /// With `laid`, the bundle's files are there already and are only removed.
-pub(super) fn request(private: &str, nonce: &str, command: &Command, laid: bool) -> Result<String, GuestError> {
-    let file = quote(&format!("{private}/{nonce}.sh"));
-    let session = quote(&session_file(private, nonce));
+pub(super) fn request(private: &str, words: &Words, command: &Command, laid: bool) -> Result<String, GuestError> {
+    let file = quote(&format!("{private}/{}.sh", words.name));
+    let session = quote(&session_file(private, words));
     // The first `wait` is for the cleaning of the command before, which may concern the same directory.
     let mut text = String::from("{\nwait\nk_rc=0\n");
     let mut clean = String::new();
     if let Some(bundle) = &command.bundle {
         if !laid {
-            text.push_str(&lay_down(bundle, nonce)?);
+            text.push_str(&lay_down(bundle, &words.name)?);
         }
         clean = format!("rm -rf -- {} &\n", quote(&bundle.directory));
     }
-    text.push_str(&lay_script(&command.script, &file, nonce)?);
+    text.push_str(&lay_script(&command.script, &file, &words.name)?);
     text.push_str("if [ \"$k_rc\" = 0 ]; then\n(\numask 022\n");
     let secrets = command.secrets.iter().map(|(name, value)| (name, value.reveal()));
     for (name, value) in command.env.iter().map(|(name, value)| (name, value.as_str())).chain(secrets) {
@@ -66,15 +89,14 @@ pub(super) fn request(private: &str, nonce: &str, command: &Command, laid: bool)
     text.push_str(&format!("exec setsid sh {file}\n) </dev/null &\n"));
     text.push_str(&format!("k_pid=$!; echo \"$k_pid\" >{session}; wait \"$k_pid\"; k_rc=$?\nfi\n"));
     text.push_str(&format!("{clean}rm -f {file} {session} &\n"));
-    text.push_str(&format!("printf '{nonce} %s\\n' \"$k_rc\"; printf '{nonce} %s\\n' \"$k_rc\" >&2\n}}\n"));
-    Ok(text)
+    Ok(text + &words.mark("\"$k_rc\"") + "}\n")
 }
 
 /// The script's file. Plain text goes through the shell's own `printf`, which costs no process; any other through base64.
 fn lay_script(script: &str, file: &str, nonce: &str) -> Result<String, GuestError> {
     let script = sound("script", script)?;
     Ok(if plain(script.as_bytes()) {
-        format!("printf '%s\\n' {} >{file} || k_rc=prepare\n", quote(script))
+        format!("printf '%s' {} >{file} || k_rc=prepare\n", quote(script))
     } else {
         decode(script.as_bytes(), nonce, &format!(">{file} || k_rc=prepare"))
     })
@@ -90,7 +112,7 @@ fn lay_down(bundle: &Bundle, nonce: &str) -> Result<String, GuestError> {
     if let Some(written) = written_by_the_shell(&bundle.entries, &directory) {
         return Ok(text + &written);
     }
-    let unpack = format!("| tar -xpof - -C {directory} && [ -e {directory}/{nonce} ] || k_rc=prepare");
+    let unpack = format!("| tar -xpof - -C {directory} && rm -- {directory}/{nonce} || k_rc=prepare");
     text.push_str(&decode(&packed(&bundle.entries, nonce)?, nonce, &unpack));
     Ok(text)
 }
@@ -127,18 +149,16 @@ fn written_by_the_shell(entries: &[Entry], directory: &str) -> Option<String> {
 
 /// Unpacks a tar stream beneath `directory`. `input` is where the stream comes from. The files appear only once all of
 /// them have arrived: they are unpacked beside their place first.
-pub(super) fn unpack(directory: &str, nonce: &str, input: Unpack<'_>) -> Result<String, GuestError> {
+pub(super) fn unpack(directory: &str, words: &Words, input: Unpack<'_>) -> Result<String, GuestError> {
     let target = quote(sound("directory", directory)?);
     let (before, after) = match input {
         Unpack::Stdin => (String::new(), String::new()),
         Unpack::Bundle => (format!("rm -rf -- {target} && mkdir -p -m 700 -- {target} || exit 1\n"), String::new()),
-        Unpack::Inline(stream) => ("{\n".to_owned(), decode(stream, nonce, "| k_unpack") + "}\n"),
+        Unpack::Inline(stream) => ("{\n".to_owned(), decode(stream, &words.name, "| k_unpack") + "}\n"),
     };
     let call = if after.is_empty() { "k_unpack\n" } else { "" };
-    Ok(format!(
-        "{before}k_dir={target}; k_nonce={nonce}\n{UNPACK}{call}{after}\
-         k_rc=$?; printf '{nonce} %s\\n' \"$k_rc\"; printf '{nonce} %s\\n' \"$k_rc\" >&2\n"
-    ))
+    let name = &words.name;
+    Ok(format!("{before}k_dir={target}; k_name={name}\n{UNPACK}{call}{after}k_rc=$?\n{}", words.mark("\"$k_rc\"")))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -153,14 +173,14 @@ pub(super) enum Unpack<'a> {
 /// are copied. A new directory is renamed into place as a whole.
 const UNPACK: &str = r#"k_unpack() (
     umask 022
-    if [ -e "$k_dir" ]; then k_tmp="$k_dir/.kiln-$k_nonce"; else
-        k_up=$(dirname -- "$k_dir"); mkdir -p -- "$k_up" || exit 1; k_tmp="$k_up/.kiln-$k_nonce"
+    if [ -e "$k_dir" ]; then k_tmp="$k_dir/.kiln-$k_name"; else
+        k_up=$(dirname -- "$k_dir"); mkdir -p -- "$k_up" || exit 1; k_tmp="$k_up/.kiln-$k_name"
     fi
     mkdir -m 755 -- "$k_tmp" || exit 1
     trap 'rm -rf -- "$k_tmp"' EXIT
-    tar -xpof - -C "$k_tmp" || { [ -e "$k_tmp/$k_nonce" ] && exit 1; exit 9; }
-    [ -e "$k_tmp/$k_nonce" ] || exit 9
-    rm -f -- "$k_tmp/$k_nonce"
+    tar -xpof - -C "$k_tmp" || { [ -e "$k_tmp/$k_name" ] && exit 1; exit 9; }
+    [ -e "$k_tmp/$k_name" ] || exit 9
+    rm -f -- "$k_tmp/$k_name"
     [ -e "$k_dir" ] || { mv -- "$k_tmp" "$k_dir" && exit 0; }
     umask 000
     cp -dRlf -- "$k_tmp/." "$k_dir/" 2>/dev/null || cp -dRf -- "$k_tmp/." "$k_dir/"
@@ -280,12 +300,12 @@ mod tests {
         for name in ["", "A B", "1A", "A=B", "A;x", "É"] {
             let mut command = Command::new("true", Duration::from_secs(1));
             command.env.insert(name.to_owned(), String::new());
-            assert!(request("/run/kiln", "n", &command, false).is_err(), "{name:?}");
+            assert!(request("/run/kiln", &Words::new(), &command, false).is_err(), "{name:?}");
         }
         let mut command = Command::new("true", Duration::from_secs(1));
         command.secrets.insert("A".to_owned(), kiln_core::Secret::new("canary\0".to_owned()));
-        let error = request("/run/kiln", "n", &command, false).unwrap_err().to_string();
+        let error = request("/run/kiln", &Words::new(), &command, false).unwrap_err().to_string();
         assert!(!error.contains("canary"), "{error}");
-        assert!(request("/run/kiln", "n", &Command::new("a\0b", Duration::from_secs(1)), false).is_err());
+        assert!(request("/run/kiln", &Words::new(), &Command::new("a\0b", Duration::from_secs(1)), false).is_err());
     }
 }

@@ -32,8 +32,8 @@ pub(super) struct Shell {
 /// The conversation broke off.
 #[derive(Debug)]
 pub(super) enum Broken {
-    /// The connection is gone.
-    Link,
+    /// The connection is gone, for this reason.
+    Link(String),
     /// Only the shell is gone: something killed it.
     Shell,
     /// It never ran.
@@ -65,7 +65,7 @@ impl Shell {
     pub(super) async fn open(link: Arc<Link>, target: &Target) -> Result<Self, Broken> {
         let pipe = link.channel(What::Exec("exec sh".to_owned())).await.map_err(|error| match error {
             NotOpened::Refused(reason) => Broken::Refused(reason),
-            NotOpened::Dead => Broken::Link,
+            NotOpened::Dead => Broken::Link(link.why()),
         })?;
         let mut shell = Self { pipe, link, boot_id: String::new() };
         let nonce = random::nonce();
@@ -77,7 +77,6 @@ impl Shell {
         match timeout(target.attempt, said).await {
             Ok(Ok(boot_id)) => shell.boot_id = boot_id,
             Ok(Err(Broken::Shell)) => return Err(Broken::Refused(complaint.text())),
-            Ok(Err(Broken::Link)) => return Err(Broken::Refused(shell.link.why())),
             Ok(Err(broken)) => return Err(broken),
             Err(_) => return Err(Broken::Refused(format!("it is silent for {:?}", target.attempt))),
         }
@@ -130,7 +129,7 @@ impl Shell {
     }
 
     fn broken(&self) -> Broken {
-        if self.link.is_dead() { Broken::Link } else { Broken::Shell }
+        if self.link.is_dead() { Broken::Link(self.link.why()) } else { Broken::Shell }
     }
 }
 

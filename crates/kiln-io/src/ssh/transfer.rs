@@ -12,7 +12,7 @@ use super::{
     SshGuest,
     link::{NotOpened, What},
     pipe::{Chunk, Pipe},
-    script::{self, INLINE, Unpack},
+    script::{self, INLINE, Unpack, Words},
     shell::{Broken, Tail, Talk},
     tar, title,
 };
@@ -32,18 +32,18 @@ impl SshGuest {
         progress: &dyn Progress,
     ) -> Result<(), GuestError> {
         tar::check(entries)?;
-        let nonce = random::nonce();
+        let words = Words::new();
         if tar::size(entries) > INLINE || entries.len() > INLINE_ENTRIES {
-            let script = script::unpack(directory, &nonce, Unpack::Stdin)?;
-            return self.stream(directory, entries, &nonce, script, progress).await;
+            let script = script::unpack(directory, &words, Unpack::Stdin)?;
+            return self.stream(directory, entries, &words, script, progress).await;
         }
-        let text = script::unpack(directory, &nonce, Unpack::Inline(&script::packed(entries, &nonce)?))?;
+        let text = script::unpack(directory, &words, Unpack::Inline(&script::packed(entries, &words.name)?))?;
         let during = format!("uploading to `{directory}`");
         let start = std::time::Instant::now();
         let (mut slot, mut shell) = self.shell(&during).await?;
         shell.discard_leftovers();
         let complaint = Tail::default();
-        let mut talk = Talk::new(&nonce);
+        let mut talk = Talk::new(&words.marker);
         let ended = match shell.send(text).await {
             Ok(()) => shell.listen(&mut talk, &complaint).await,
             Err(broken) => Err(broken),
@@ -54,7 +54,7 @@ impl SshGuest {
                 progress.at(tar::size(entries));
                 unpacked(directory, &status, &complaint)
             }
-            Err(Broken::Link) => Err(self.lost(during, start, true, &mut slot).await),
+            Err(Broken::Link(_)) => Err(self.lost(during, start, true, &mut slot).await),
             Err(_) => Err(GuestError::Lost { during, after: start.elapsed() }),
         }
     }
@@ -62,9 +62,9 @@ impl SshGuest {
     /// A bundle that is too large for the shell's text.
     pub(super) async fn upload_bundle(&self, bundle: &Bundle) -> Result<(), GuestError> {
         tar::check(&bundle.entries)?;
-        let nonce = random::nonce();
-        let script = script::unpack(&bundle.directory, &nonce, Unpack::Bundle)?;
-        self.stream(&bundle.directory, &bundle.entries, &nonce, script, &Quiet).await
+        let words = Words::new();
+        let script = script::unpack(&bundle.directory, &words, Unpack::Bundle)?;
+        self.stream(&bundle.directory, &bundle.entries, &words, script, &Quiet).await
     }
 
     /// One tar stream down a channel of its own.
@@ -72,7 +72,7 @@ impl SshGuest {
         &self,
         directory: &str,
         entries: &[Entry],
-        nonce: &str,
+        words: &Words,
         script: String,
         progress: &dyn Progress,
     ) -> Result<(), GuestError> {
@@ -80,7 +80,7 @@ impl SshGuest {
         let during = format!("uploading to `{directory}`");
         let mut pipe = self.pipe(&script, &during).await?;
         let (sender, mut pieces) = mpsc::channel(4);
-        let (entries, seal) = (entries.to_vec(), nonce.to_owned());
+        let (entries, seal) = (entries.to_vec(), words.name.clone());
         // Read ahead on a thread of its own, so that the disk and the network work at the same time.
         let reader = tokio::task::spawn_blocking(move || {
             tar::write(&entries, &seal, &mut |piece, done| {
@@ -103,7 +103,7 @@ impl SshGuest {
         }
         pipe.close_input();
         let complaint = Tail::default();
-        let mut talk = Talk::new(nonce);
+        let mut talk = Talk::new(&words.marker);
         loop {
             match pipe.next().await {
                 Some(Chunk::Data(stream, bytes)) => {

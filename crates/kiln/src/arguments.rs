@@ -1,0 +1,264 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use kiln_registry::Selector;
+
+/// Bakes machine images: a TOML template becomes a sealed, tested, bootable disk image
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, max_term_width = 100, disable_help_subcommand = true, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong command line or template, 3 published in part, 130 interrupted.\n\
+Directories: KILN_CACHE_DIR, KILN_STATE_DIR, KILN_DATA_DIR, else the XDG directories of the user."
+)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Report every mistake in a template; changes nothing and needs no network
+    Validate(Validate),
+    /// Show what a build would do, in order, with the recipe digest; changes nothing
+    Plan(Plan),
+    /// Print the JSON Schema of templates, for editors
+    Schema,
+    /// Bring template files into the standard layout
+    Fmt(Fmt),
+    /// List the published images
+    Images(Images),
+    /// Show one version of an image: digests, base, steps, checks
+    Show(Show),
+    /// Copy a disk image out of the registry, verified
+    Export(Export),
+    /// Log in to a machine that was kept after a failed build, or run a command in it
+    Ssh(Ssh),
+    /// Show the output of a build
+    Logs(Logs),
+    /// Say what this machine lacks for baking, and install it
+    Doctor(Doctor),
+    /// Release what interrupted builds left; with --cache, also old bases and downloads
+    Clean(Clean),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Print or write the manual pages
+    Man(Man),
+    /// Runs a build's virtual machines and outlives kiln by a moment
+    #[command(name = "__guard", hide = true)]
+    Guard { spec: PathBuf },
+}
+
+/// A template, its variables, and which of its images.
+#[derive(Debug, Args)]
+pub(crate) struct TemplateArguments {
+    /// A directory with a `template.toml`, or a TOML file
+    #[arg(value_name = "TEMPLATE", default_value = ".")]
+    pub(crate) template: PathBuf,
+    /// Set a variable; wins over --var-file and the environment (KILN_VAR_NAME)
+    #[arg(long = "var", value_name = "NAME=VALUE")]
+    pub(crate) variables: Vec<String>,
+    /// Take variables from a TOML file; a later file wins over an earlier one
+    #[arg(long = "var-file", value_name = "FILE")]
+    pub(crate) variable_files: Vec<PathBuf>,
+    /// Only these images of a matrix: a name, or a pattern with * and ?
+    #[arg(long, visible_alias = "member", value_name = "IMAGE")]
+    pub(crate) only: Vec<String>,
+}
+
+/// Where images are published.
+#[derive(Debug, Args)]
+pub(crate) struct RegistryArguments {
+    /// The registry's directory [default: `registry` in kiln's data directory]
+    #[arg(long, value_name = "DIRECTORY", env = "KILN_REGISTRY", hide_env_values = true)]
+    pub(crate) registry: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    #[command(flatten)]
+    pub(crate) template: TemplateArguments,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Write every event as a line of JSON to stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// What becomes of the machine when a build fails
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnError::Clean)]
+    pub(crate) on_error: OnError,
+    /// Which accelerator QEMU uses, instead of the one the template or the calibration chooses
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub(crate) accelerator: Option<Accelerator>,
+    /// Also put the files of each image into a directory of its own here
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) output: Option<PathBuf>,
+    /// Bake and prove, but publish nothing
+    #[arg(long)]
+    pub(crate) no_publish: bool,
+    /// Do not boot the sealed image to test it; the artifact's record says so
+    #[arg(long)]
+    pub(crate) no_boot_test: bool,
+    /// Install what this machine lacks first, as `kiln doctor --install --yes` does
+    #[arg(long)]
+    pub(crate) install: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnError {
+    /// Release everything
+    Clean,
+    /// Leave it running for `kiln ssh`
+    Keep,
+    /// Ask; needs a terminal
+    Ask,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accelerator {
+    /// Calibrate, take the faster one that works
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Validate {
+    #[command(flatten)]
+    pub(crate) template: TemplateArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) template: TemplateArguments,
+    /// Print the whole plan as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fmt {
+    /// Template files, or directories with a `template.toml`; `-` reads stdin and writes stdout
+    #[arg(value_name = "TEMPLATE", default_value = ".")]
+    pub(crate) templates: Vec<PathBuf>,
+    /// Change nothing; exit with 1 and name the files that would change
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Images {
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Every version of this image instead of the newest of each
+    #[arg(value_name = "NAME")]
+    pub(crate) image: Option<kiln_core::ImageName>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// An image, or one version of it
+    #[arg(value_name = "NAME[@VERSION]")]
+    pub(crate) image: Selector,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Print the artifact's record as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// An image, or one version of it
+    #[arg(value_name = "NAME[@VERSION]")]
+    pub(crate) image: Selector,
+    /// The file to write; it appears when it is complete
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: PathBuf,
+    /// The format; one that is not stored is converted from the qcow2
+    #[arg(long, value_name = "FORMAT", default_value = "qcow2", value_parser = ["qcow2", "raw", "raw.zst", "vmdk", "vhd"])]
+    pub(crate) format: String,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ssh {
+    /// A build, or an image whose newest kept build is meant [default: the newest kept build]
+    #[arg(value_name = "BUILD|IMAGE")]
+    pub(crate) which: Option<String>,
+    /// A command to run instead of a login shell
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// A build, or an image whose newest build is meant [default: the newest build]
+    #[arg(value_name = "BUILD|IMAGE")]
+    pub(crate) which: Option<String>,
+    /// Only this step
+    #[arg(long, value_name = "N")]
+    pub(crate) step: Option<usize>,
+    /// Go on as the build does, until it ends
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Print the events as they were written
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// List the builds instead
+    #[arg(long, conflicts_with_all = ["step", "follow", "json"])]
+    pub(crate) list: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Install what is missing with apt-get, in one command
+    #[arg(long)]
+    pub(crate) install: bool,
+    /// Do not ask before installing
+    #[arg(long, requires = "install")]
+    pub(crate) yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Clean {
+    /// Only this build; a build that was kept is released only when it is named
+    #[arg(value_name = "BUILD")]
+    pub(crate) build: Option<String>,
+    /// Also release what was kept with --on-error keep
+    #[arg(long)]
+    pub(crate) kept: bool,
+    /// Also remove cached bases and downloads that no build used for a while
+    #[arg(long)]
+    pub(crate) cache: bool,
+    /// What "a while" is, in days; 0 removes all of the cache
+    #[arg(long, value_name = "DAYS", default_value_t = 30, requires = "cache")]
+    pub(crate) older_than: u64,
+    /// Say what would be done, and do nothing
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// Write a page for every verb into this directory instead of printing the first one
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) to: Option<PathBuf>,
+}

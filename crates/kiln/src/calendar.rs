@@ -1,0 +1,76 @@
+//! Seconds since 1970 as dates and times, in UTC.
+
+use std::time::{Duration, SystemTime};
+
+/// A moment in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    pub(crate) year: u64,
+    pub(crate) month: u64,
+    pub(crate) day: u64,
+    seconds: u64,
+    milliseconds: u32,
+}
+
+impl Moment {
+    pub(crate) fn of(time: SystemTime) -> Self {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let (year, month, day) = civil(since.as_secs() / 86_400);
+        Self { year, month, day, seconds: since.as_secs() % 86_400, milliseconds: since.subsec_millis() }
+    }
+
+    pub(crate) fn of_seconds(seconds: u64) -> Self {
+        Self::of(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799)))
+    }
+
+    /// `2026-11-21`
+    pub(crate) fn date(&self) -> String {
+        format!("{:04}-{:02}-{:02}", self.year, self.month, self.day)
+    }
+
+    /// `2026-11-21 13:26`
+    pub(crate) fn minute(&self) -> String {
+        format!("{} {:02}:{:02}", self.date(), self.seconds / 3600, self.seconds / 60 % 60)
+    }
+
+    /// `2026-11-21T13:26:36.123Z` (RFC 3339)
+    pub(crate) fn rfc3339(&self) -> String {
+        let (hours, minutes, seconds) = (self.seconds / 3600, self.seconds / 60 % 60, self.seconds % 60);
+        format!("{}T{hours:02}:{minutes:02}:{seconds:02}.{:03}Z", self.date(), self.milliseconds)
+    }
+}
+
+/// Year, month, day of a number of days since 1970-01-01, in the Gregorian calendar: eras of 400 years, years that
+/// begin in March.
+const fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let of_era = days % 146_097;
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + (month <= 2) as u64;
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agrees_with_known_moments() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399, "2000-02-28T23:59:59.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (951_868_800, "2000-03-01T00:00:00.000Z"),
+            (1_709_164_800, "2024-02-29T00:00:00.000Z"),
+            (1_795_267_596, "2026-11-21T13:26:36.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(Moment::of_seconds(seconds).rfc3339(), text);
+        }
+    }
+}

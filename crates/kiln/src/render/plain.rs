@@ -1,0 +1,168 @@
+//! Lines without colour or movement, for logs and pipes: seconds since the start, then what happened.
+
+use std::{fmt, io::Write, time::Duration};
+
+use kiln_core::event::{CheckedOn, Event, Outcome, Phase, Stream};
+
+use super::{At, Renderer, amount, closing::Timeline, duration, milliseconds, phase_name};
+use crate::escape::{Lines, visible};
+
+/// A phase that goes on says so this often.
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Writes plain lines to `out`.
+pub(crate) struct Plain<W> {
+    out: W,
+    timeline: Timeline,
+    steps: usize,
+    stdout: Lines,
+    stderr: Lines,
+    /// When progress was last shown, and of what.
+    shown: Option<(Phase, Duration)>,
+}
+
+impl<W: Write + Send> Plain<W> {
+    pub(crate) fn new(out: W) -> Self {
+        Self {
+            out,
+            timeline: Timeline::default(),
+            steps: 0,
+            stdout: Lines::default(),
+            stderr: Lines::default(),
+            shown: None,
+        }
+    }
+
+    fn line(&mut self, at: At, text: &str) {
+        let elapsed = milliseconds(at.elapsed) / 100;
+        // One event is one line, whatever its text holds.
+        let text = text.replace('\n', " ");
+        let _ = writeln!(self.out, "{:>6}.{}  {text}", elapsed / 10, elapsed % 10);
+    }
+
+    fn output(&mut self, at: At, number: usize, stream: Stream, text: &str) {
+        let mut lines = Vec::new();
+        let collector = if stream == Stream::Stdout { &mut self.stdout } else { &mut self.stderr };
+        collector.push(text, |line| lines.push(line.to_owned()));
+        for line in lines {
+            self.line(at, &format!("{number}| {line}"));
+        }
+    }
+
+    fn finish_output(&mut self, at: At, number: usize) {
+        let mut lines = Vec::new();
+        self.stdout.finish(|line| lines.push(line.to_owned()));
+        self.stderr.finish(|line| lines.push(line.to_owned()));
+        for line in lines {
+            self.line(at, &format!("{number}| {line}"));
+        }
+    }
+
+    /// Progress is only worth a line when some time went by.
+    fn progress(&mut self, at: At, phase: Phase, text: &str) {
+        let due = match self.shown {
+            Some((last, when)) if last == phase => at.elapsed.saturating_sub(when) >= EVERY,
+            _ => {
+                self.shown = Some((phase, at.elapsed));
+                false
+            }
+        };
+        if due {
+            self.shown = Some((phase, at.elapsed));
+            self.line(at, &format!("{}: {text}", phase_name(phase)));
+        }
+    }
+}
+
+impl<W: Write + Send> Renderer for Plain<W> {
+    fn event(&mut self, at: At, event: &Event) {
+        self.timeline.event(event);
+        match event {
+            Event::BuildStarted { steps, .. } => self.steps = *steps,
+            Event::Output { number, stream, text } => return self.output(at, *number, *stream, text),
+            Event::StepFinished { number, .. } => self.finish_output(at, *number),
+            Event::Progress { phase, done, total, unit } => {
+                return self.progress(at, *phase, &amount(*done, *total, *unit));
+            }
+            _ => {}
+        }
+        if let Some(text) = words(event, self.steps) {
+            self.line(at, &text);
+        }
+        if let Event::BuildFinished { milliseconds, .. } = event {
+            for line in self.timeline.lines(*milliseconds) {
+                let _ = writeln!(self.out, "{line}");
+            }
+        }
+        let _ = self.out.flush();
+    }
+
+    fn say(&mut self, line: &str) {
+        let _ = writeln!(self.out, "{}", visible(line));
+    }
+}
+
+impl<W> fmt::Debug for Plain<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Plain")
+    }
+}
+
+/// What an event says in words; nothing for output and progress.
+pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
+    let detail = |detail: &str, before: &str| {
+        if detail.is_empty() { String::new() } else { format!("{before}{}", visible(detail)) }
+    };
+    Some(match event {
+        Event::BuildStarted { build, image, recipe, steps, log } => {
+            format!("build {build} of {image}: {steps} steps, recipe {}, log {log}", recipe.short())
+        }
+        Event::PhaseStarted { phase, detail: about } => {
+            format!("{}: started{}", phase_name(*phase), detail(about, ": "))
+        }
+        Event::PhaseFinished { phase, milliseconds, detail: about } => {
+            format!("{}: done in {}{}", phase_name(*phase), duration(*milliseconds), detail(about, ": "))
+        }
+        Event::StepStarted { number, name, provisioner } => {
+            let with = if name == provisioner { String::new() } else { format!(" ({provisioner})") };
+            format!("step {number}/{steps} {}: started{with}", visible(name))
+        }
+        Event::StepFinished { number, name, outcome, milliseconds } => {
+            let name = visible(name);
+            match outcome {
+                Outcome::Ok => format!("step {number}/{steps} {name}: ok in {}", duration(*milliseconds)),
+                Outcome::Skipped => format!("step {number}/{steps} {name}: skipped"),
+                Outcome::Failed => format!("step {number}/{steps} {name}: FAILED after {}", duration(*milliseconds)),
+            }
+        }
+        Event::CheckFinished { name, on, passed, evidence, milliseconds, .. } => {
+            let on = match on {
+                CheckedOn::Guest => "guest",
+                CheckedOn::Artifact => "sealed image",
+            };
+            let name = visible(name);
+            if *passed {
+                format!("check {name}: passed on the {on} in {}", duration(*milliseconds))
+            } else {
+                format!("check {name}: FAILED on the {on}{}", detail(evidence, ": "))
+            }
+        }
+        Event::HygieneFinding { id, level, path, detail: found, waived } => {
+            let waived = waived.as_ref().map(|reason| format!(" (waived: {})", visible(reason))).unwrap_or_default();
+            format!("hygiene {id} {level}: {}: {}{waived}", visible(path), visible(found))
+        }
+        Event::Warning { message } => format!("warning: {}", visible(message)),
+        Event::Sealed { disk, qcow2, bytes } => {
+            format!("sealed: disk {}, {} ({})", disk.short(), visible(qcow2), kiln_core::ByteSize(*bytes).approximate())
+        }
+        Event::Published { image, version, disk, registry, already } => {
+            let how = if *already { "was already published" } else { "published" };
+            format!("{image} {version} {how}: disk {}, registry {}", disk.short(), visible(registry))
+        }
+        Event::BuildFailed { message, .. } => format!("build failed: {}", visible(message)),
+        Event::BuildFinished { build, milliseconds } => {
+            format!("build {build} finished in {}", duration(*milliseconds))
+        }
+        Event::Output { .. } | Event::Progress { .. } => return None,
+    })
+}

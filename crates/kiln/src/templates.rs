@@ -1,0 +1,207 @@
+//! From the command line to plans: the template's file, values for its variables, the members that are meant.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+};
+
+use kiln_core::{
+    facts::{Facts as _, GivenValue, Inputs, VariableValue},
+    plan::Plan,
+    template::{self, Template},
+};
+use kiln_provision::HostFacts;
+use toml::{Spanned, Value};
+
+use crate::{arguments::TemplateArguments, failure::Failure};
+
+/// Variables from the environment: this and the variable's name in capital letters.
+const PREFIX: &str = "KILN_VAR_";
+
+/// The plans of a template, in the order of its matrix; only those that are meant.
+pub(crate) fn plans(arguments: &TemplateArguments) -> Result<Vec<Plan>, Failure> {
+    let path = file(&arguments.template)?;
+    let facts = HostFacts::for_template(&path);
+    let name = path.display().to_string();
+    // The entry is read the way its parts are, so that it gets its name in messages the same way.
+    let entry = facts.template("", &name).map_err(|error| Failure::usage(error.message))?;
+    let template = template::load(&entry, &facts).map_err(|mistakes| Failure::template(&mistakes))?;
+    let inputs = Inputs { variables: variables(arguments, &template)? };
+    let plans = template.plans(&inputs, &facts).map_err(|mistakes| Failure::template(&mistakes))?;
+    only(plans, &arguments.only)
+}
+
+/// The TOML file that is meant by a directory or a file.
+pub(crate) fn file(path: &Path) -> Result<PathBuf, Failure> {
+    if path.is_dir() {
+        let inside = path.join("template.toml");
+        if !inside.is_file() {
+            let failure = Failure::usage(format!("there is no `template.toml` in `{}`", path.display()));
+            return Err(failure.hint("name the directory of a template, or its TOML file"));
+        }
+        return Ok(inside);
+    }
+    if !path.exists() {
+        let failure = Failure::usage(format!("there is no template `{}`", path.display()));
+        return Err(failure.hint("name the directory of a template, or its TOML file"));
+    }
+    Ok(path.to_owned())
+}
+
+/// Values in rising precedence: environment, files in their order, command line.
+fn variables(arguments: &TemplateArguments, template: &Template) -> Result<Vec<VariableValue>, Failure> {
+    // The environment may hold values for other templates; what this one does not declare is none of its business.
+    let declared = template.variables().into_iter().map(|variable| variable.name);
+    let mut values = from_environment(declared, |name| env::var(name).ok());
+    for path in &arguments.variable_files {
+        values.extend(from_file(path)?);
+    }
+    for given in &arguments.variables {
+        let Some((name, value)) = given.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            // The text may be a secret that lost its name: it is not repeated.
+            return Err(
+                Failure::usage("`--var` takes `NAME=VALUE`").hint("for instance `--var greeting='hello there'`")
+            );
+        };
+        values.push(VariableValue {
+            name: name.to_owned(),
+            value: GivenValue::Text(value.to_owned()),
+            origin: "`--var`".to_owned(),
+        });
+    }
+    Ok(values)
+}
+
+fn from_environment(
+    declared: impl Iterator<Item = String>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Vec<VariableValue> {
+    let value = |name: String| {
+        let found = [name.to_uppercase(), name.clone()]
+            .into_iter()
+            .map(|name| format!("{PREFIX}{name}"))
+            .find_map(|key| variable(&key).map(|value| (key, value)));
+        found.map(|(key, text)| VariableValue { name, value: GivenValue::Text(text), origin: format!("`{key}`") })
+    };
+    declared.filter_map(value).collect()
+}
+
+fn from_file(path: &Path) -> Result<Vec<VariableValue>, Failure> {
+    let text = kiln_io::fs::read_text(path).map_err(|error| Failure::from(error).exit(crate::failure::Exit::Usage))?;
+    let table: BTreeMap<Spanned<String>, Value> = toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(1, |span| line_of(&text, span.start));
+        Failure::usage(format!("`{}` cannot be read as TOML", path.display()))
+            .because(format!("line {line}: {}", error.message()))
+    })?;
+    table
+        .into_iter()
+        .map(|(name, value)| {
+            let origin = format!("`{}:{}`", path.display(), line_of(&text, name.span().start));
+            let value = json(value).ok_or_else(|| {
+                Failure::usage(format!("{origin}: `{}` holds a date or a number that is not finite", name.get_ref()))
+                    .hint("write it as a string")
+            })?;
+            Ok(VariableValue { name: name.into_inner(), value: GivenValue::Typed(value), origin })
+        })
+        .collect()
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+fn json(value: Value) -> Option<serde_json::Value> {
+    Some(match value {
+        Value::String(text) => text.into(),
+        Value::Integer(number) => number.into(),
+        Value::Float(number) => serde_json::Number::from_f64(number)?.into(),
+        Value::Boolean(flag) => flag.into(),
+        Value::Datetime(_) => return None,
+        Value::Array(items) => serde_json::Value::Array(items.into_iter().map(json).collect::<Option<_>>()?),
+        Value::Table(table) => {
+            let entries = table.into_iter().map(|(key, value)| json(value).map(|value| (key, value)));
+            serde_json::Value::Object(entries.collect::<Option<_>>()?)
+        }
+    })
+}
+
+/// The members that a pattern names, by the image's name or the member's.
+fn only(plans: Vec<Plan>, patterns: &[String]) -> Result<Vec<Plan>, Failure> {
+    if patterns.is_empty() {
+        return Ok(plans);
+    }
+    let means = |pattern: &str, plan: &Plan| {
+        matches(pattern, plan.image.as_str()) || (!plan.member_name.is_empty() && matches(pattern, &plan.member_name))
+    };
+    for pattern in patterns {
+        if !plans.iter().any(|plan| means(pattern, plan)) {
+            let known: Vec<_> = plans.iter().map(|plan| format!("`{}`", plan.image)).collect();
+            return Err(Failure::usage(format!("no image of this template is called `{pattern}`"))
+                .hint(format!("it has {}", known.join(", "))));
+        }
+    }
+    Ok(plans.into_iter().filter(|plan| patterns.iter().any(|pattern| means(pattern, plan))).collect())
+}
+
+/// Whether `text` fits `pattern`, in which `*` stands for any characters and `?` for one.
+fn matches(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut at, mut here) = (0, 0);
+    // Where to go on when the last `*` has to take one character more.
+    let mut retry = None;
+    while here < text.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                retry = Some((at + 1, here));
+                at += 1;
+            }
+            Some(wanted) if *wanted == '?' || *wanted == text[here] => {
+                at += 1;
+                here += 1;
+            }
+            _ => {
+                let Some((after, taken)) = retry else { return false };
+                retry = Some((after, taken + 1));
+                at = after;
+                here = taken + 1;
+            }
+        }
+    }
+    pattern[at..].iter().all(|rest| *rest == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_match_whole_names() {
+        for (pattern, text, expected) in [
+            ("web", "web", true),
+            ("web", "webs", false),
+            ("base-*", "base-trixie-small", true),
+            ("*-small", "base-trixie-small", true),
+            ("*trixie*", "base-trixie-small", true),
+            ("*-s*l", "base-trixie-small", true),
+            ("base-?", "base-1", true),
+            ("base-?", "base-12", false),
+            ("", "web", false),
+            ("*", "", true),
+            ("a*b*c", "aXbXb", false),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn the_environment_only_gives_what_is_declared() {
+        let set =
+            BTreeMap::from([("KILN_VAR_GREETING", "big"), ("KILN_VAR_greeting", "small"), ("KILN_VAR_OTHER", "x")]);
+        let values = from_environment(["greeting".to_owned(), "unset".to_owned()].into_iter(), |name| {
+            set.get(name).map(|value| (*value).to_owned())
+        });
+        assert_eq!(values.len(), 1);
+        assert_eq!((values[0].name.as_str(), values[0].origin.as_str()), ("greeting", "`KILN_VAR_GREETING`"));
+    }
+}

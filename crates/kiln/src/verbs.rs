@@ -1,0 +1,16 @@
+//! One module for each verb.
+
+pub(crate) mod clean;
+pub(crate) mod completions;
+pub(crate) mod doctor;
+pub(crate) mod export;
+pub(crate) mod fmt;
+pub(crate) mod guard;
+pub(crate) mod images;
+pub(crate) mod logs;
+pub(crate) mod man;
+pub(crate) mod plan;
+pub(crate) mod schema;
+pub(crate) mod show;
+pub(crate) mod ssh;
+pub(crate) mod validate;

@@ -1,0 +1,137 @@
+//! Where a baked image goes: into the registry, into a directory, or both.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use kiln_core::{
+    artifact::Artifact,
+    event::{Event, Events as _, Phase, Unit},
+    plan::Plan,
+};
+use kiln_io::guest::Progress;
+use kiln_registry::{Publication, Published};
+
+use super::Session;
+use crate::{calendar::Moment, failure::Failure, render::Broadcast, surroundings};
+
+/// The record beside the files of an image that was put into a directory.
+const RECORD: &str = "artifact.json";
+
+impl Session {
+    /// Publishes and copies as asked; what there is to say afterwards.
+    pub(super) async fn place(
+        &self,
+        plan: &Plan,
+        artifact: &Artifact,
+        directory: &Path,
+        events: &Arc<Broadcast>,
+    ) -> Result<Vec<String>, Failure> {
+        let mut said = Vec::new();
+        let mut artifact = artifact.clone();
+        if let Some(registry) = self.registry.as_ref().filter(|_| plan.publish.registry) {
+            let published = self.publish(registry, plan, &artifact, directory, events).await?;
+            artifact = published.artifact;
+            said.push(format!("{} {} is in {}", artifact.image, artifact.version, registry.root().display()));
+            said.push(format!("  kiln export {}@{} --to {0}.qcow2", artifact.image, artifact.version));
+        }
+        if let Some(output) = &self.arguments.output {
+            let to = copy(&artifact, directory, output)?;
+            said.push(format!("files are in {}", to.display()));
+        }
+        if said.is_empty() {
+            said.push("not published and not kept: `--output DIRECTORY` keeps the files".to_owned());
+        }
+        Ok(said)
+    }
+
+    async fn publish(
+        &self,
+        registry: &kiln_registry::Registry,
+        plan: &Plan,
+        artifact: &Artifact,
+        directory: &Path,
+        events: &Arc<Broadcast>,
+    ) -> Result<Published, Failure> {
+        let began = events.elapsed();
+        let detail = registry.root().display().to_string();
+        events.emit(Event::PhaseStarted { phase: Phase::Publish, detail: detail.clone() });
+        let now = surroundings::now();
+        let publication = Publication {
+            version: plan.version.clone(),
+            date: Moment::of(now).date(),
+            now: now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        };
+        let work = {
+            let (registry, artifact, directory) = (registry.clone(), artifact.clone(), directory.to_owned());
+            let progress =
+                Publishing { events: events.clone(), total: artifact.files.iter().map(|file| file.bytes).sum() };
+            move || registry.publish(&artifact, &directory, &publication, &progress)
+        };
+        let published = tokio::task::spawn_blocking(work).await.map_err(|_| Failure::new("publishing was ended"))??;
+        let took = events.elapsed().saturating_sub(began);
+        events.emit(Event::PhaseFinished {
+            phase: Phase::Publish,
+            milliseconds: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            detail,
+        });
+        events.emit(Event::Published {
+            image: published.artifact.image.clone(),
+            version: published.artifact.version.clone(),
+            disk: published.artifact.disk.digest,
+            registry: registry.root().display().to_string(),
+            already: published.already,
+        });
+        Ok(published)
+    }
+}
+
+struct Publishing {
+    events: Arc<Broadcast>,
+    total: u64,
+}
+
+impl Progress for Publishing {
+    fn at(&self, done: u64) {
+        self.events.emit(Event::Progress { phase: Phase::Publish, done, total: self.total, unit: Unit::Bytes });
+    }
+}
+
+/// Refuses a place that cannot hold a directory, before anything slow begins.
+pub(super) fn check(output: &Path) -> Result<(), Failure> {
+    if output.exists() && !output.is_dir() {
+        return Err(Failure::usage(format!("`{}` is not a directory", output.display())));
+    }
+    fs::create_dir_all(output).map_err(|error| kiln_io::fs::failed("make", output, 0)(error).into())
+}
+
+/// `<output>/<image>-<version>/`, complete or absent; an earlier one of the same name is replaced.
+fn copy(artifact: &Artifact, from: &Path, output: &Path) -> Result<PathBuf, Failure> {
+    let name = format!("{}-{}", artifact.image, artifact.version);
+    let part = output.join(format!(".{name}.{}.part", &kiln_io::random::nonce()[..8]));
+    let to = output.join(name);
+    let copied = fill(artifact, from, &part).and_then(|()| {
+        let placed = if to.exists() { fs::remove_dir_all(&to) } else { Ok(()) }.and_then(|()| fs::rename(&part, &to));
+        placed.map_err(|error| kiln_io::fs::failed("put the files at", &to, 0)(error).into())
+    });
+    if copied.is_err() {
+        let _ = fs::remove_dir_all(&part);
+    }
+    copied.map(|()| to)
+}
+
+fn fill(artifact: &Artifact, from: &Path, to: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(to).map_err(kiln_io::fs::failed("make", to, 0))?;
+    for file in &artifact.files {
+        let target = to.join(&file.name);
+        // A copy, not a second name: whoever works with it here must not be able to change what is published.
+        fs::copy(from.join(&file.name), &target).map_err(kiln_io::fs::failed("write", &target, file.bytes))?;
+        let synced = fs::File::open(&target).and_then(|file| file.sync_all());
+        synced.map_err(kiln_io::fs::failed("write", &target, file.bytes))?;
+    }
+    let record = serde_json::to_vec_pretty(artifact).map_err(|error| Failure::of(&error))?;
+    kiln_io::fs::write_atomic(&to.join(RECORD), &record, 0o644)?;
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! `kiln clean`: releases what interrupted builds left, and old cached things on request.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kiln_core::ByteSize;
+use kiln_io::{
+    dirs::Dirs,
+    ledger::{self, BuildReport, Choice, Condition},
+};
+
+use crate::{
+    arguments::Clean,
+    failure::{Exit, Failure, Outcome},
+    output, surroundings,
+};
+
+pub(crate) fn run(arguments: &Clean) -> Outcome {
+    let dirs = surroundings::dirs()?;
+    let choice = Choice { kept: arguments.kept || arguments.build.is_some(), build: arguments.build.clone() };
+    let reports = if arguments.dry_run { ledger::survey(&dirs) } else { ledger::reap(&dirs, &choice) };
+    let mut reports = reports.map_err(|error| Failure::of(&error))?;
+    reports.retain(|report| choice.build.as_ref().is_none_or(|build| *build == report.build));
+    if let (Some(build), true) = (&arguments.build, reports.is_empty()) {
+        output::talk(&format!("build {build} has nothing to release"));
+    }
+    let mut complete = true;
+    for report in &reports {
+        output::talk(&describe(report, &choice, arguments.dry_run));
+        complete &= report.failed.is_empty() && !matches!(report.condition, Condition::Unreadable(_));
+    }
+    if reports.is_empty() && arguments.build.is_none() {
+        output::talk("no build left anything");
+    }
+    if arguments.cache {
+        complete &= clean_cache(&dirs, arguments)?;
+    }
+    Ok(if complete { Exit::Done } else { Exit::Failed })
+}
+
+/// `build b-1: released 1 VM, 1 overlay`
+pub(crate) fn describe(report: &BuildReport, choice: &Choice, dry: bool) -> String {
+    let found = report.summary();
+    let build = &report.build;
+    match &report.condition {
+        Condition::Alive => format!("build {build} is running: {found}"),
+        Condition::Kept if !choice.kept => {
+            format!("build {build} is kept: {found}; `kiln ssh {build}` looks inside, `kiln clean {build}` releases it")
+        }
+        Condition::Unreadable(reason) => format!("build {build} cannot be cleaned: {reason}"),
+        Condition::Kept | Condition::Interrupted if dry => format!("build {build}: would release {found}"),
+        Condition::Kept | Condition::Interrupted if report.failed.is_empty() => {
+            format!("build {build}: released {found}")
+        }
+        Condition::Kept | Condition::Interrupted => {
+            format!("build {build}: released {} of {found}; left: {}", report.released, report.failed.join("; "))
+        }
+    }
+}
+
+/// Removes what the cache holds in its subdirectories, and the logs of builds that are over, if it was not touched for
+/// a while. Says whether all of it could be removed.
+fn clean_cache(dirs: &Dirs, arguments: &Clean) -> Result<bool, Failure> {
+    let age = Duration::from_secs(arguments.older_than.saturating_mul(86_400));
+    let mut entries = Vec::new();
+    for section in children(&dirs.cache)? {
+        if section.is_dir() { entries.extend(children(&section)?) } else { entries.push(section) }
+    }
+    // A build that still has something to release has its ledger in its directory.
+    let unfinished: Vec<_> =
+        ledger::survey(dirs).map_err(|error| Failure::of(&error))?.into_iter().map(|report| report.build).collect();
+    for build in children(&dirs.state.join("builds"))? {
+        let name = build.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !unfinished.contains(&name) {
+            entries.push(build);
+        }
+    }
+    let (mut freed, mut complete) = (0, true);
+    for path in entries.iter().filter(|path| untouched_for(path, age)) {
+        let bytes = size(path);
+        let removed = match (arguments.dry_run, path.is_dir()) {
+            (true, _) => Ok(()),
+            (false, true) => fs::remove_dir_all(path),
+            (false, false) => fs::remove_file(path),
+        };
+        match removed {
+            Ok(()) => {
+                freed += bytes;
+                let word = if arguments.dry_run { "would remove" } else { "removed" };
+                output::talk(&format!("{word} {} ({})", path.display(), ByteSize(bytes).approximate()));
+            }
+            Err(error) => {
+                complete = false;
+                output::talk(&format!("cannot remove {}: {error}", path.display()));
+            }
+        }
+    }
+    let word = if arguments.dry_run { "would be freed" } else { "freed" };
+    output::talk(&format!("{} {word}", ByteSize(freed).approximate()));
+    Ok(complete)
+}
+
+fn children(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(directory).map_err(kiln_io::fs::failed("read", directory, 0))?;
+    let mut children: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    children.sort();
+    Ok(children)
+}
+
+fn untouched_for(path: &Path, age: Duration) -> bool {
+    let Ok(metadata) = path.symlink_metadata() else { return false };
+    // A base that is only read keeps its time of change; its time of last reading tells more, where it is kept.
+    let times = [metadata.modified(), metadata.accessed()];
+    let newest = times.into_iter().flatten().max();
+    newest.is_some_and(|newest| surroundings::now().duration_since(newest).unwrap_or_default() >= age)
+}
+
+/// Bytes on the disk beneath `path`.
+fn size(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(metadata) = path.symlink_metadata() else { return 0 };
+    let own = metadata.blocks() * 512;
+    if metadata.is_dir() {
+        own + children(path).unwrap_or_default().iter().map(|child| size(child)).sum::<u64>()
+    } else {
+        own
+    }
+}

@@ -1,0 +1,50 @@
+//! `kiln images`: what is published.
+
+use kiln_registry::Listed;
+use serde_json::json;
+
+use crate::{
+    arguments::Images,
+    calendar::Moment,
+    failure::{Exit, Outcome},
+    output, surroundings,
+};
+
+pub(crate) fn run(arguments: &Images) -> Outcome {
+    let registry = surroundings::registry(&arguments.registry)?;
+    if let Some(image) = &arguments.image {
+        let versions = registry.versions(image)?;
+        if arguments.json {
+            output::json(&versions)?;
+        } else {
+            let heading = ["VERSION", "DISK", "PUBLISHED", "BUILD"].map(str::to_owned).to_vec();
+            let rows = versions.iter().map(|listed| [columns(listed).to_vec(), vec![listed.build.clone()]].concat());
+            output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
+        }
+        return Ok(Exit::Done);
+    }
+    let images = registry.images()?;
+    if arguments.json {
+        let list = images
+            .iter()
+            .map(|summary| json!({ "image": summary.image, "versions": summary.versions, "newest": summary.newest }));
+        output::json(&list.collect::<Vec<_>>())?;
+    } else if images.is_empty() {
+        output::talk(&format!(
+            "no images in `{}` yet; `kiln build TEMPLATE` publishes there",
+            registry.root().display()
+        ));
+    } else {
+        let heading = ["IMAGE", "NEWEST", "DISK", "PUBLISHED", "VERSIONS"].map(str::to_owned).to_vec();
+        let rows = images.iter().map(|summary| {
+            let [version, disk, published] = columns(&summary.newest);
+            vec![summary.image.to_string(), version, disk, published, summary.versions.to_string()]
+        });
+        output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn columns(listed: &Listed) -> [String; 3] {
+    [listed.version.to_string(), listed.disk.short(), Moment::of_seconds(listed.published).minute()]
+}

@@ -1,0 +1,2 @@
+#!/bin/sh
+echo "from a file: $1"
