@@ -3,17 +3,23 @@
 //! Only expressions, no statements: `{% .. %}` and `{# .. #}` are plain text. Undefined names are mistakes, and so is
 //! everything a hostile template could use to take time or memory: sizes are checked before the work is done.
 
+mod filters;
+mod scan;
+
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     ops::Range,
 };
 
-use minijinja::{
-    Environment, Error, ErrorKind, UndefinedBehavior, Value, filters, tests as jinja_tests, value::ValueKind,
-};
+use minijinja::{Environment, Error, ErrorKind, Value, value::ValueKind};
 use serde_json::Value as Json;
 
+pub(crate) use self::filters::{FILTERS, TESTS};
+use self::{
+    filters::{environment, plain},
+    scan::{find_name, only_numbers_are_multiplied, segments, trimmed},
+};
 use crate::{diagnostic::did_you_mean, shape::list};
 
 /// The version of the expression language; raised when an expression that was valid means something else.
@@ -22,59 +28,8 @@ pub const LANGUAGE: u32 = 1;
 pub const LARGEST_EXPANSION: usize = 1 << 20;
 /// The longest single expression, in bytes.
 const LONGEST_EXPRESSION: usize = 4096;
-/// Instructions one expression may take.
-const FUEL: u64 = 100_000;
 /// Bytes an expression could build up by naming a large value again and again.
 const LARGEST_INTERMEDIATE: usize = 64 << 20;
-
-/// The filters, with what they do; the reference lists them.
-pub(crate) const FILTERS: &[(&str, &str)] = &[
-    ("abs", "absolute value"),
-    ("capitalize", "first letter upper case, the rest lower case"),
-    ("default", "`x | default(\"y\")`: another value where a key is missing"),
-    ("first", "first item"),
-    ("float", "as a floating-point number"),
-    ("int", "as an integer"),
-    ("items", "a map as a list of pairs"),
-    ("join", "`list | join(\", \")`: the items as one text"),
-    ("last", "last item"),
-    ("length", "number of items or characters"),
-    ("lower", "lower case"),
-    ("max", "largest item"),
-    ("min", "smallest item"),
-    ("quote", "as one word of a POSIX shell, in single quotes; refuses line breaks and NUL"),
-    ("replace", "`text | replace(\"a\", \"b\")`"),
-    ("reverse", "backwards"),
-    ("round", "rounded"),
-    ("sort", "sorted"),
-    ("split", "`text | split(\",\")`: a list"),
-    ("string", "as text"),
-    ("title", "Every Word Capitalized"),
-    ("tojson", "as JSON"),
-    ("trim", "without white space at both ends"),
-    ("unique", "without repeated items"),
-    ("upper", "upper case"),
-];
-
-/// The tests, as in `x is defined`.
-pub(crate) const TESTS: &[&str] = &[
-    "defined",
-    "undefined",
-    "none",
-    "string",
-    "number",
-    "integer",
-    "boolean",
-    "sequence",
-    "mapping",
-    "in",
-    "even",
-    "odd",
-    "startingwith",
-    "endingwith",
-    "true",
-    "false",
-];
 
 /// A mistake in an expression; `range` is in the bytes of the string it stands in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -369,94 +324,6 @@ impl Scope {
     }
 }
 
-/// One expression in a string: with and without its braces.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Segment {
-    outer: Range<usize>,
-    inner: Range<usize>,
-}
-
-/// Finds the expressions of a string. A `}}` inside quotes or inside `{ }` does not end one.
-fn segments(text: &str) -> Result<Vec<Segment>, Mistake> {
-    let mut found = Vec::new();
-    let mut from = 0;
-    while let Some(start) = text[from..].find("{{").map(|index| from + index) {
-        let inner = start + 2;
-        let end = expression_end(&text[inner..]).map(|length| inner + length).ok_or_else(|| {
-            Mistake::new(start..start + 2, "this `{{` is never closed")
-                .with_help("close it with `}}`; literal braces are written `{{ \"{{\" }}`")
-        })?;
-        found.push(Segment { outer: start..end + 2, inner: inner..end });
-        from = end + 2;
-    }
-    Ok(found)
-}
-
-fn expression_end(text: &str) -> Option<usize> {
-    let mut depth = 0_usize;
-    let mut chars = text.char_indices();
-    while let Some((index, c)) = chars.next() {
-        match c {
-            '"' | '\'' => {
-                while let Some((_, inside)) = chars.next() {
-                    if inside == '\\' {
-                        chars.next();
-                    } else if inside == c {
-                        break;
-                    }
-                }
-            }
-            '{' => depth += 1,
-            '}' if depth > 0 => depth -= 1,
-            '}' if text[index..].starts_with("}}") => return Some(index),
-            _ => {}
-        }
-    }
-    None
-}
-
-/// minijinja repeats strings and lists with `*`, up to 100 MB each; a few of them together would eat the machine.
-fn only_numbers_are_multiplied(source: &str) -> Result<(), Mistake> {
-    let mut quoted = None;
-    let star = source.char_indices().find(|(_, c)| match (quoted, *c) {
-        (None, '"' | '\'') => {
-            quoted = Some(*c);
-            false
-        }
-        (Some(open), c) if c == open => {
-            quoted = None;
-            false
-        }
-        (None, '*') => true,
-        _ => false,
-    });
-    match star {
-        Some((index, _)) if source.contains(['"', '\'', '[', '{', '|', '~']) => {
-            Err(Mistake::new(index..index + 1, "`*` multiplies numbers only")
-                .with_help("an expression with `*` may hold names, numbers, arithmetic and parentheses"))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn trimmed(source: &str) -> Range<usize> {
-    let start = source.len() - source.trim_start().len();
-    start..start + source.trim().len()
-}
-
-/// Where a name stands as a whole word, outside of attributes.
-fn find_name(source: &str, name: &str) -> Range<usize> {
-    let word = |c: char| c.is_alphanumeric() || c == '_';
-    source
-        .match_indices(name)
-        .find(|(index, _)| {
-            let before = source[..*index].chars().next_back();
-            let after = source[index + name.len()..].chars().next();
-            !before.is_some_and(|c| word(c) || c == '.') && !after.is_some_and(word)
-        })
-        .map_or_else(|| trimmed(source), |(index, _)| index..index + name.len())
-}
-
 fn jinja(value: &Json) -> Value {
     match value {
         Json::Null => Value::from(()),
@@ -470,105 +337,4 @@ fn jinja(value: &Json) -> Value {
         Json::Array(items) => items.iter().map(jinja).collect(),
         Json::Object(map) => Value::from_pairs(map.iter().map(|(key, value)| (key.clone(), jinja(value)))),
     }
-}
-
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::empty();
-    environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_debug(true);
-    environment.set_fuel(Some(FUEL));
-    add_filters(&mut environment);
-    environment.add_test("defined", jinja_tests::is_defined);
-    environment.add_test("undefined", jinja_tests::is_undefined);
-    environment.add_test("none", jinja_tests::is_none);
-    environment.add_test("string", jinja_tests::is_string);
-    environment.add_test("number", jinja_tests::is_number);
-    environment.add_test("integer", jinja_tests::is_integer);
-    environment.add_test("boolean", jinja_tests::is_boolean);
-    environment.add_test("sequence", jinja_tests::is_sequence);
-    environment.add_test("mapping", jinja_tests::is_mapping);
-    environment.add_test("in", jinja_tests::is_in);
-    environment.add_test("even", jinja_tests::is_even);
-    environment.add_test("odd", jinja_tests::is_odd);
-    environment.add_test("startingwith", jinja_tests::is_startingwith);
-    environment.add_test("endingwith", jinja_tests::is_endingwith);
-    environment.add_test("true", jinja_tests::is_true);
-    environment.add_test("false", jinja_tests::is_false);
-    environment
-}
-
-fn add_filters(environment: &mut Environment<'static>) {
-    environment.add_filter("abs", filters::abs);
-    environment.add_filter("capitalize", filters::capitalize);
-    environment.add_filter("default", filters::default);
-    environment.add_filter("first", filters::first);
-    environment.add_filter("float", filters::float);
-    environment.add_filter("int", filters::int);
-    environment.add_filter("items", filters::items);
-    environment.add_filter("join", join);
-    environment.add_filter("last", filters::last);
-    environment.add_filter("length", filters::length);
-    environment.add_filter("lower", filters::lower);
-    environment.add_filter("max", filters::max);
-    environment.add_filter("min", filters::min);
-    environment.add_filter("quote", quote);
-    environment.add_filter("replace", replace);
-    environment.add_filter("reverse", filters::reverse);
-    environment.add_filter("round", filters::round);
-    environment.add_filter("sort", filters::sort);
-    environment.add_filter("split", filters::split);
-    environment.add_filter("string", |value: &Value| match value.kind() {
-        ValueKind::String | ValueKind::Number | ValueKind::Bool => Ok(plain(value)),
-        kind => Err(invalid(format!("`string` takes texts, numbers and booleans, this is a {kind}"))),
-    });
-    environment.add_filter("title", filters::title);
-    environment.add_filter("tojson", |value: &Value| {
-        serde_json::to_string(value).map_err(|error| invalid(format!("cannot be written as JSON: {error}")))
-    });
-    environment.add_filter("trim", filters::trim);
-    environment.add_filter("unique", filters::unique);
-    environment.add_filter("upper", filters::upper);
-}
-
-/// A scalar as text. minijinja would write `True`, as Python does.
-fn plain(value: &Value) -> String {
-    if value.kind() == ValueKind::Bool { value.is_true().to_string() } else { value.to_string() }
-}
-
-fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
-}
-
-fn replace(text: &str, from: &str, to: &str) -> Result<String, Error> {
-    let count = text.matches(from).count();
-    if count.saturating_mul(to.len()).saturating_add(text.len()) > LARGEST_EXPANSION {
-        return Err(invalid("the replaced text is too large"));
-    }
-    Ok(text.replace(from, to))
-}
-
-fn join(items: &Value, separator: Option<&str>) -> Result<String, Error> {
-    let mut text = String::new();
-    for (index, item) in items.try_iter()?.enumerate() {
-        if index > 0 {
-            text.push_str(separator.unwrap_or_default());
-        }
-        if !matches!(item.kind(), ValueKind::String | ValueKind::Number | ValueKind::Bool) {
-            return Err(invalid(format!("`join` takes texts and numbers, item {} is a {}", index + 1, item.kind())));
-        }
-        text.push_str(&plain(&item));
-        if text.len() > LARGEST_EXPANSION {
-            return Err(invalid("the joined text is too large"));
-        }
-    }
-    Ok(text)
-}
-
-/// Single quotes: nothing in between has a meaning to a POSIX shell except the quote itself.
-fn quote(text: &str) -> Result<String, Error> {
-    if text.contains(['\n', '\r', '\0']) {
-        return Err(invalid("a text with line breaks or NUL cannot be quoted; hand it over in `env`"));
-    }
-    Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }

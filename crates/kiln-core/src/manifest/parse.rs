@@ -194,3 +194,91 @@ fn kind(
     diagnostic.help = did_you_mean(text, names);
     Err(diagnostic)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "api = 1\nname = 'x'\nsummary = 's'\n";
+
+    fn mistakes(text: &str) -> Vec<String> {
+        let found = parse("provisioner.toml", text).expect_err("mistakes");
+        assert!(found.iter().all(|mistake| !mistake.labels.is_empty()), "{found}");
+        found
+            .iter()
+            .map(|mistake| format!("{} ({})", mistake.message, mistake.help.as_deref().unwrap_or_default()))
+            .collect()
+    }
+
+    #[test]
+    fn reads_options_of_every_kind() {
+        let text = format!(
+            "{HEAD}{}",
+            r#"
+runs_on = "host"
+run = "bin/run"
+idempotent = true
+timeout = "1 h"
+supports = ["debian"]
+[options.wait]
+type = "duration"
+doc = "d"
+default = "2 min"
+[options.room]
+type = "list<size>"
+doc = "d"
+default = ["1 KiB"]
+[options.rules]
+type = "map<list<table>>"
+doc = "d"
+[options.rules.fields.file]
+type = "path"
+doc = "d"
+required = true
+"#
+        );
+        let manifest = parse("provisioner.toml", &text).unwrap_or_else(|found| panic!("{found}"));
+        assert_eq!(
+            (manifest.runs_on, manifest.timeout_seconds, manifest.run.as_str()),
+            (RunsOn::Host, 3600, "bin/run")
+        );
+        assert_eq!(manifest.options["wait"].default, Some(120.into()));
+        assert_eq!(manifest.options["room"].default, Some(serde_json::json!([1024])));
+        let OptionKind::Map(list) = &manifest.options["rules"].kind else { panic!("{manifest:?}") };
+        let OptionKind::List(table) = list.as_ref() else { panic!("{manifest:?}") };
+        assert!(matches!(table.as_ref(), OptionKind::Table(fields) if fields["file"].required));
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know() {
+        for (text, expected) in [
+            ("api = 2\nname = 'x'\nsummary = 's'\n".to_owned(), "`api` must be from 1 to 1"),
+            ("api = 1\nname = 'x'\n".to_owned(), "lacks the key `summary`"),
+            (format!("{HEAD}timeut = '1 h'\n"), "did you mean `timeout`?"),
+            (format!("{HEAD}run = '../run'\n"), "inside the provisioner's directory"),
+            (format!("{HEAD}run = '/bin/sh'\n"), "inside the provisioner's directory"),
+            ("api = 1\nname = '../x'\nsummary = 's'\n".to_owned(), "is not a name for a provisioner"),
+            (format!("{HEAD}[options.when]\ntype = 'string'\ndoc = 'd'\n"), "cannot be called `when`"),
+            (format!("{HEAD}[options.A]\ntype = 'string'\ndoc = 'd'\n"), "is not a name for an option"),
+            (format!("{HEAD}[options.a]\ntype = 'sting'\ndoc = 'd'\n"), "did you mean `string`?"),
+            (format!("{HEAD}[options.a]\ntype = 'string'\n"), "lacks the key `doc`"),
+            (format!("{HEAD}[options.a]\ntype = 'table'\ndoc = 'd'\n"), "a table needs its fields"),
+            (format!("{HEAD}[options.a]\ntype = 'bool'\ndoc = 'd'\ndefault = 'no'\n"), "the default of `a` must be"),
+            (format!("{HEAD}[options.a]\ntype = 'path'\ndoc = 'd'\ndefault = 'x'\n"), "a path has no default"),
+            (format!("{HEAD}[options.a]\ntype = 'bool'\ndoc = 'd'\none_of = ['x']\n"), "allowed values of a `string`"),
+            (
+                format!("{HEAD}[options.a]\ntype = 'string'\ndoc = 'd'\ndefault = 'z'\none_of = ['x']\n"),
+                "cannot be `z`",
+            ),
+            (
+                format!("{HEAD}[options.a]\ntype = 'string'\ndoc = 'd'\nrequired = true\ndefault = 'z'\n"),
+                "no use for a default",
+            ),
+            (format!("{HEAD}[options.a]\ntype = 'list<list<list<list<string>>>>'\ndoc = 'd'\n"), "is not a type"),
+        ] {
+            let found = mistakes(&text);
+            assert!(found.iter().any(|line| line.contains(expected)), "{text}: {found:#?}");
+        }
+        assert!(parse("x", &"#".repeat(LARGEST + 1)).is_err());
+    }
+}
