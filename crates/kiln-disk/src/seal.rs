@@ -32,7 +32,7 @@ pub const LEVEL: i32 = 2;
 
 /// How to seal.
 pub struct Options<'a> {
-    /// Threads that read, hash and compress; `None` for one per processor.
+    /// Threads that read, hash and compress; `None` for two per processor, so that one reads while the other computes.
     pub threads: Option<usize>,
     /// zstd level. Part of the file's bytes: leave it at [`LEVEL`] for anything published.
     pub level: i32,

@@ -276,3 +276,44 @@ fn never_overwrites_an_image() {
     let disk = GuestDisk::open(&[DiskFile::raw(&raw)]).unwrap();
     assert!(matches!(seal(&disk, &raw, &Options::default()), Err(Error::Exists { .. })));
 }
+
+/// 10 GiB of zeros are a qcow2 of 200 kB; sealing must look at the map, not at the bytes.
+#[test]
+fn does_not_expand_a_bomb_of_zeros() {
+    let place = tempfile::tempdir().unwrap();
+    let (bomb, out) = (place.path().join("bomb.qcow2"), place.path().join("out.qcow2"));
+    run("qemu-img", &["create", "-q", "-f", "qcow2", text(&bomb), "10G"]);
+    let sealed = seal_with(&[DiskFile::qcow2(&bomb)], &out, 1);
+    assert_eq!((sealed.size, sealed.stored_chunks()), (10 << 30, 0));
+    assert!(sealed.bytes < MIB as u64);
+    run("qemu-img", &["check", "-f", "qcow2", text(&out)]);
+}
+
+/// A petabyte in a small file.
+#[test]
+fn refuses_a_virtual_size_beyond_reason() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("petabyte.qcow2");
+    run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", text(&path), "1P"]);
+    let refused = GuestDisk::open(&[DiskFile::qcow2(&path)]).unwrap_err();
+    assert!(matches!(&refused, Error::Refused { source, .. } if source.field() == Some("size")), "{refused:?}");
+}
+
+#[test]
+fn refuses_internal_snapshots_and_encryption() {
+    let place = tempfile::tempdir().unwrap();
+    let (snapshots, encrypted) = (place.path().join("snapshots.qcow2"), place.path().join("encrypted.qcow2"));
+    run("qemu-img", &["create", "-q", "-f", "qcow2", text(&snapshots), "1M"]);
+    run("qemu-img", &["snapshot", "-c", "first", text(&snapshots)]);
+    let secret = [
+        "--object",
+        "secret,id=key,data=secret",
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10",
+    ];
+    run("qemu-img", &[&["create", "-q", "-f", "qcow2"], &secret[..], &[text(&encrypted), "1M"]].concat());
+    for (path, field) in [(snapshots, "nb_snapshots"), (encrypted, "crypt_method")] {
+        let refused = GuestDisk::open(&[DiskFile::qcow2(&path)]).unwrap_err();
+        assert!(matches!(&refused, Error::Refused { source, .. } if source.field() == Some(field)), "{refused:?}");
+    }
+}

@@ -20,7 +20,7 @@ use super::{Chunk, Options, zero_chunk};
 use crate::{CHUNK, Error, GuestDisk, ReadAt, Result, SEGMENT, ZEROS};
 
 /// Segments on their way at once, for each worker. Two keep a worker busy while the writer waits for its neighbour.
-const IN_FLIGHT: usize = 3;
+const IN_FLIGHT: usize = 2;
 
 /// 64 chunks that went through.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ type Done = (u64, Result<Segment>);
 
 /// Sends every segment of `disk` through the workers and hands the results to `write` in order.
 pub(super) fn run(disk: &GuestDisk, options: &Options<'_>, mut write: impl FnMut(Segment) -> Result<()>) -> Result<()> {
-    let workers = options.threads.unwrap_or_else(|| thread::available_parallelism().map_or(2, Into::into)).max(1);
+    let workers = options.threads.unwrap_or_else(|| 2 * thread::available_parallelism().map_or(2, usize::from)).max(1);
     let (send_work, work) = channel::<u64>();
     let (send_done, done) = channel::<Done>();
     let work = &Mutex::new(work);
