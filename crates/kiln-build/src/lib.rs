@@ -5,3 +5,4 @@
 pub mod base;
 pub mod check;
 pub mod clean;
+pub mod qemu;

@@ -1,0 +1,103 @@
+//! The QEMU builder: boots a machine on an overlay over a base, reaches it over SSH, shuts it down with proof.
+//!
+//! Nothing is detected that can be tried: the accelerator is calibrated, the port is read back from QEMU, the guest's
+//! host key is made here and pinned. What is made stands in the build's ledger first; the machine itself is run by the
+//! build's guard.
+
+mod args;
+mod boot;
+mod console;
+mod error;
+mod login;
+mod qmp;
+mod running;
+
+use std::path::PathBuf;
+
+use kiln_core::{
+    event::Events,
+    plan::{Login, QemuMachine},
+};
+use kiln_io::{dirs::Dirs, guard::Guard, ledger::Ledger, time::Clock};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+pub use args::qemu_args;
+pub use boot::boot;
+pub use error::{BootError, ShutdownError};
+pub use running::{Running, Stopped};
+
+use crate::base::{DirectKernel, DiskFormat};
+
+/// What a machine is made of.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Names it within the build: `vm`, `boot-test`. Its files are `<name>.*` in the build's directory.
+    pub name: String,
+    pub build: String,
+    /// Never written to; the machine gets an overlay.
+    pub disk: PathBuf,
+    pub format: DiskFormat,
+    /// Virtual size of the overlay in bytes, at least that of `disk`.
+    pub size: u64,
+    pub login: Login,
+    /// Boots this kernel; `None` boots the disk by its firmware.
+    pub kernel: Option<DirectKernel>,
+    pub machine: QemuMachine,
+    pub calibration: Calibration,
+}
+
+/// The world as a machine needs it.
+#[derive(Debug, Clone, Copy)]
+pub struct VmHost<'a> {
+    pub dirs: &'a Dirs,
+    pub guard: &'a Guard,
+    pub ledger: &'a Ledger,
+    pub events: &'a dyn Events,
+    pub clock: &'a dyn Clock,
+    pub cancel: &'a CancellationToken,
+}
+
+/// How this machine emulates best, and how fast.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    pub accelerator: Accel,
+    /// Why this one, for people and for the record.
+    pub reason: String,
+    /// How many times slower than the machine the default deadlines were measured on; never below 1.
+    pub slowness: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    Kvm,
+    Tcg,
+}
+
+impl Accel {
+    /// `kvm` or `tcg`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+impl DiskFormat {
+    /// As QEMU calls it.
+    const fn driver(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl Calibration {
+    /// A deadline meant for the reference machine, on this one.
+    fn scaled(&self, deadline: std::time::Duration) -> std::time::Duration {
+        deadline.mul_f64(self.slowness.clamp(1.0, 100.0))
+    }
+}

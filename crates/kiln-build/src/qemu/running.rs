@@ -1,0 +1,152 @@
+//! A machine that is up, until it is shut down, killed or kept.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kiln_io::{
+    fs,
+    guard::Ended,
+    guest::{Access, Command, Guest as _, Quiet},
+    ledger::EntryId,
+    ssh::SshGuest,
+    time::{Attempt, GaveUp, Policy, poll_until},
+};
+use serde_json::json;
+
+use super::{BootError, ShutdownError, VmHost, VmSpec, console, qmp::Qmp};
+
+/// A guest that answers, with its machine.
+pub struct Running<'a> {
+    pub(super) spec: VmSpec,
+    pub(super) host: VmHost<'a>,
+    pub(super) guest: SshGuest,
+    pub(super) qmp: Qmp,
+    pub(super) overlay: PathBuf,
+    pub(super) overlay_entry: EntryId,
+    pub(super) console: PathBuf,
+}
+
+/// The disk of a machine that went down by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stopped {
+    /// A qcow2 overlay over the base.
+    pub disk: PathBuf,
+    /// Its entry in the build's ledger.
+    pub entry: EntryId,
+}
+
+/// How long QEMU may take for one answer; it has nothing to do but to answer.
+pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
+
+impl fmt::Debug for Running<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("name", &self.spec.name).field("guest", &self.guest).finish_non_exhaustive()
+    }
+}
+
+impl Running<'_> {
+    pub fn guest(&self) -> &SshGuest {
+        &self.guest
+    }
+
+    /// The overlay. Not to be read while the machine runs.
+    pub fn disk(&self) -> &Path {
+        &self.overlay
+    }
+
+    /// The serial console's file.
+    pub fn console(&self) -> &Path {
+        &self.console
+    }
+
+    /// The console's last lines, safe to print.
+    pub fn console_tail(&self) -> Vec<String> {
+        console::tail(&self.console, console::QUOTED)
+    }
+
+    /// Why the machine stands still although nobody stopped it: the host's disk is full, or failing.
+    pub fn host_disk_error(&self) -> Option<String> {
+        self.qmp.seen().disk_error
+    }
+
+    /// Asks the guest to power off, and waits until it has and QEMU has ended by itself. Anything else kills it and is an
+    /// error: the disk is then unclean and must not be sealed.
+    pub async fn shutdown(self) -> Result<Stopped, ShutdownError> {
+        let limit = self.spec.calibration.scaled(self.spec.machine.shutdown_timeout);
+        let result = self.power_off(limit).await;
+        if result.is_err() {
+            // The error already says that the machine is gone; the guard reports what it could not end.
+            let _ = self.host.guard.kill(&self.spec.name).await;
+        }
+        result.map(|()| Stopped { disk: self.overlay.clone(), entry: self.overlay_entry.clone() })
+    }
+
+    async fn power_off(&self, limit: Duration) -> Result<(), ShutdownError> {
+        let start = self.host.clock.monotonic();
+        let asked = tokio::select! {
+            () = self.host.cancel.cancelled() => return Err(ShutdownError::Cancelled),
+            asked = self.ask_over_ssh() => asked,
+        };
+        if !asked {
+            // The power button: whoever listens to it in the guest does the rest.
+            let _ = self.qmp.execute("system_powerdown", json!({}), ANSWERS_WITHIN).await;
+        }
+        let left = limit.saturating_sub(self.host.clock.monotonic().saturating_sub(start));
+        let policy = Policy { first: Duration::from_millis(50), max: Duration::from_millis(250), deadline: left };
+        let ended = poll_until(self.host.clock, policy, self.host.cancel, || async {
+            match (self.host.guard.ended(&self.spec.name), self.qmp.seen().disk_error) {
+                (_, Some(reason)) => Attempt::Stop(ShutdownError::HostDisk { reason }),
+                (Some(ended), None) => Attempt::Done(ended),
+                (None, None) => Attempt::Again(ShutdownError::Ignored { limit, console: self.console_tail() }),
+            }
+        });
+        match ended.await {
+            Ok(Ended::Code(0)) if self.qmp.seen().shutdown.as_deref() == Some("guest-shutdown") => Ok(()),
+            Ok(ended) => Err(ShutdownError::Died { how: how(&ended), console: self.console_tail() }),
+            Err(GaveUp::Cancelled) => Err(ShutdownError::Cancelled),
+            Err(GaveUp::Deadline(error) | GaveUp::Stopped(error)) => Err(error),
+        }
+    }
+
+    /// Whether the guest took the order; the connection may well break under it.
+    async fn ask_over_ssh(&self) -> bool {
+        let timeout = self.spec.calibration.scaled(Duration::from_secs(15));
+        let order =
+            Command { reboots: true, ..Command::new("sync; systemctl poweroff --no-block || poweroff", timeout) };
+        match self.guest.run(&order, &Quiet).await {
+            Ok(exit) => exit.success(),
+            Err(_) => false,
+        }
+    }
+
+    /// Ends the machine at once.
+    pub async fn kill(self) -> Result<(), BootError> {
+        self.host.guard.kill(&self.spec.name).await?;
+        Ok(())
+    }
+
+    /// Leaves the machine running for `kiln ssh`: writes down how to reach it. The guard must be told to
+    /// [keep](kiln_io::guard::Guard::keep) after this.
+    pub fn keep(self) -> Result<Access, BootError> {
+        let Some(access) = self.guest.access() else {
+            return Err(BootError::Qmp { reason: "the guest has no address".into() });
+        };
+        let path = self.host.ledger.directory().join(Access::FILE);
+        self.host.ledger.acquire_file("access file", &path)?;
+        let text = serde_json::to_vec_pretty(&access).map_err(|error| BootError::Qmp { reason: error.to_string() })?;
+        fs::write_private(&path, &text)?;
+        Ok(access)
+    }
+}
+
+/// `exited with status 1`, `was killed by signal 11`.
+pub(super) fn how(ended: &Ended) -> String {
+    match ended {
+        Ended::Code(code) => format!("exited with status {code}"),
+        Ended::Signal(signal) => format!("was killed by signal {signal}"),
+        Ended::GuardGone => "is gone together with its guard process".to_owned(),
+    }
+}
