@@ -109,6 +109,8 @@ rm -f "$root"/etc/ssh/ssh_host_* "$root"/etc/*- "$root/etc/.pwd.lock"
 rm -rf "$root"/var/lib/apt/lists/* "$root"/var/cache/apt/* "$root"/var/cache/ldconfig/* "$root"/var/cache/debconf/*-old
 rm -f "$root"/var/lib/dpkg/*-old "$root"/var/lib/systemd/random-seed "$root"/var/lib/systemd/credential.secret
 rm -rf "$root"/var/tmp/*
+# Bytecode that Python kept of the compiler itself while it ran: its bytes depend on what ran before.
+rm -rf "$root/usr/share/python3/debpython/__pycache__"
 find "$root/var/log" -type f -delete
 # The day an account was made is the day of the build; the recipe's own day says as much.
 day=$((SOURCE_DATE_EPOCH / 86400))
