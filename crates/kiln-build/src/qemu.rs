@@ -6,6 +6,8 @@
 
 mod args;
 mod boot;
+mod boot_sector;
+mod calibrate;
 mod console;
 mod error;
 mod login;
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use args::qemu_args;
 pub use boot::boot;
+pub use calibrate::{CalibrationHost, calibrate};
 pub use error::{BootError, ShutdownError};
 pub use running::{Running, Stopped};
 

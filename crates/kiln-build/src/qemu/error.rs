@@ -43,6 +43,8 @@ pub enum BootError {
     Qmp { reason: String },
     #[error("`accelerator = \"kvm\"` is asked for, but KVM does not work here: {reason}")]
     Kvm { reason: String },
+    #[error("QEMU does not run even the smallest guest: {reason}")]
+    Emulator { reason: String },
     #[error("cannot write the NoCloud seed: {reason}")]
     Seed { reason: String },
     #[error(transparent)]
