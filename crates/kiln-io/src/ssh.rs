@@ -157,21 +157,19 @@ impl SshGuest {
         let deadline = tokio::time::Instant::now() + command.timeout;
         let during = title(&command.script);
         let words = Words::new();
-        let text = match &command.bundle {
-            Some(bundle) if tar::size(&bundle.entries) > script::INLINE => {
-                self.upload_bundle(bundle).await?;
-                let bundle = crate::guest::Bundle { directory: bundle.directory.clone(), entries: Vec::new() };
-                script::request(
-                    &self.target.private,
-                    &words,
-                    &Command { bundle: Some(bundle), ..command.clone() },
-                    true,
-                )
-            }
-            _ => script::request(&self.target.private, &words, command, false),
-        }?;
+        let large = command.bundle.as_ref().filter(|bundle| tar::size(&bundle.entries) > script::INLINE);
+        if let Some(bundle) = large {
+            self.upload_bundle(bundle).await?;
+        }
         let (mut slot, mut shell) = self.shell(&during).await?;
         shell.discard_leftovers();
+        let text = match script::request(&shell.files, &words, command, large.is_some()) {
+            Ok(text) => text,
+            Err(error) => {
+                *slot = Some(shell);
+                return Err(error);
+            }
+        };
         let mut talk = Talk::new(&words.marker);
         let ended = tokio::time::timeout_at(deadline, async {
             shell.send(text).await?;
@@ -186,8 +184,7 @@ impl SshGuest {
             // Something in the guest killed the shell; the next command gets a new one.
             Ok(Err(_)) => Err(GuestError::Lost { during, after: start.elapsed() }),
             Err(_) => {
-                let session = script::session_file(&self.target.private, &words);
-                let (tree, usable) = shell.end(&session, &mut talk, output).await;
+                let (tree, usable) = shell.end(&mut talk, output).await;
                 *slot = Some(shell).filter(|_| usable);
                 Err(GuestError::TimedOut { limit: command.timeout, tree })
             }

@@ -54,18 +54,26 @@ impl Words {
     }
 }
 
-/// Where the running command's session id stands in the guest.
-pub(super) fn session_file(private: &str, words: &Words) -> String {
-    format!("{private}/{}.pid", words.name)
+/// The two files of one shell, used again by each of its commands: removing them each time would cost a process.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    script: String,
+    session: String,
+}
+
+impl Files {
+    pub(super) fn new(private: &str) -> Self {
+        let name = &random::nonce()[..12];
+        Self { script: format!("{private}/{name}.sh"), session: format!("{private}/{name}.session") }
+    }
 }
 
 /// A command as text: files laid down, the script run in its own session, everything removed, both streams closed by
 /// the line `<nonce> <status>`.
 ///
 /// With `laid`, the bundle's files are there already and are only removed.
-pub(super) fn request(private: &str, words: &Words, command: &Command, laid: bool) -> Result<String, GuestError> {
-    let file = quote(&format!("{private}/{}.sh", words.name));
-    let session = quote(&session_file(private, words));
+pub(super) fn request(files: &Files, words: &Words, command: &Command, laid: bool) -> Result<String, GuestError> {
+    let (file, session) = (quote(&files.script), quote(&files.session));
     // The first `wait` is for the cleaning of the command before, which may concern the same directory.
     let mut text = String::from("{\nwait\nk_rc=0\n");
     let mut clean = String::new();
@@ -88,7 +96,7 @@ pub(super) fn request(private: &str, words: &Words, command: &Command, laid: boo
     // A background job has no controlling terminal and is no group leader, so setsid keeps the pid of `$!`.
     text.push_str(&format!("exec setsid sh {file}\n) </dev/null &\n"));
     text.push_str(&format!("k_pid=$!; echo \"$k_pid\" >{session}; wait \"$k_pid\"; k_rc=$?\nfi\n"));
-    text.push_str(&format!("{clean}rm -f {file} {session} &\n"));
+    text.push_str(&format!("{clean}: >{file}; : >{session}\n"));
     Ok(text + &words.mark("\"$k_rc\"") + "}\n")
 }
 
@@ -208,10 +216,10 @@ fn decode(bytes: &[u8], nonce: &str, then: &str) -> String {
     text + nonce + "\n"
 }
 
-/// Stops everything in the session whose id stands in a file, and whatever still descends from it; prints the processes
+/// Stops everything in the session of the running command, and whatever still descends from it; prints the processes
 /// first as `<pid> <parent> <arguments>`.
-pub(super) fn kill(session_file: &str) -> String {
-    format!("k_file={}\n{KILL}", quote(session_file))
+pub(super) fn kill(files: &Files) -> String {
+    format!("k_file={}\n{KILL}", quote(&files.session))
 }
 
 const KILL: &str = r#"read -r k_sid <"$k_file" || exit 0
@@ -300,12 +308,15 @@ mod tests {
         for name in ["", "A B", "1A", "A=B", "A;x", "É"] {
             let mut command = Command::new("true", Duration::from_secs(1));
             command.env.insert(name.to_owned(), String::new());
-            assert!(request("/run/kiln", &Words::new(), &command, false).is_err(), "{name:?}");
+            assert!(request(&Files::new("/run/kiln"), &Words::new(), &command, false).is_err(), "{name:?}");
         }
         let mut command = Command::new("true", Duration::from_secs(1));
         command.secrets.insert("A".to_owned(), kiln_core::Secret::new("canary\0".to_owned()));
-        let error = request("/run/kiln", &Words::new(), &command, false).unwrap_err().to_string();
+        let error = request(&Files::new("/run/kiln"), &Words::new(), &command, false).unwrap_err().to_string();
         assert!(!error.contains("canary"), "{error}");
-        assert!(request("/run/kiln", &Words::new(), &Command::new("a\0b", Duration::from_secs(1)), false).is_err());
+        assert!(
+            request(&Files::new("/run/kiln"), &Words::new(), &Command::new("a\0b", Duration::from_secs(1)), false)
+                .is_err()
+        );
     }
 }

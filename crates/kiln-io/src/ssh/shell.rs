@@ -27,6 +27,7 @@ pub(super) struct Shell {
     pipe: Pipe,
     pub(super) link: Arc<Link>,
     pub(super) boot_id: String,
+    pub(super) files: script::Files,
 }
 
 /// The conversation broke off.
@@ -67,7 +68,8 @@ impl Shell {
             NotOpened::Refused(reason) => Broken::Refused(reason),
             NotOpened::Dead => Broken::Link(link.why()),
         })?;
-        let mut shell = Self { pipe, link, boot_id: String::new() };
+        let files = script::Files::new(&target.private);
+        let mut shell = Self { pipe, link, boot_id: String::new(), files };
         let nonce = random::nonce();
         let complaint = Tail::default();
         let said = async {
@@ -110,10 +112,10 @@ impl Shell {
     }
 
     /// Ends the running command and everything it started; gives the drawing of its processes. Best effort.
-    pub(super) async fn end(&mut self, session_file: &str, talk: &mut Talk, output: &dyn Output) -> (String, bool) {
+    pub(super) async fn end(&mut self, talk: &mut Talk, output: &dyn Output) -> (String, bool) {
         let killing = async {
             let mut pipe = self.link.channel(What::Exec("exec sh".to_owned())).await.ok()?;
-            pipe.send(script::kill(session_file).into_bytes()).await.ok()?;
+            pipe.send(script::kill(&self.files).into_bytes()).await.ok()?;
             pipe.close_input();
             let mut lines = Vec::new();
             while let Some(Chunk::Data(stream, bytes)) = pipe.next().await {
