@@ -134,7 +134,7 @@ fn plan(case: &Case, name: &str, path: &Path, facts: &HostFacts) -> Result<Plan,
     }
     let _ = write!(text, "[[provision]]\nuse = {}\n", quoted(name));
     for (name, value) in &case.options {
-        let _ = write!(text, "{} = {}\n", quoted(name), inline(value));
+        let _ = writeln!(text, "{} = {}", quoted(name), inline(value));
     }
     let env: Vec<String> =
         case.env.iter().map(|(name, value)| format!("{} = {}", quoted(name), quoted(value))).collect();

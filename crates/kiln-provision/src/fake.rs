@@ -190,7 +190,7 @@ impl FakeGuest {
         let mut script = String::new();
         let secrets = command.secrets.iter().map(|(name, value)| (name, value.reveal()));
         for (name, value) in command.env.iter().map(|(name, value)| (name, value.as_str())).chain(secrets) {
-            let _ = write!(script, "export {name}={}\n", quote_always(value));
+            let _ = writeln!(script, "export {name}={}", quote_always(value));
         }
         format!("{script}cd {}\n{}", quote_always(command.directory.as_deref().unwrap_or("/root")), command.script)
     }

@@ -55,16 +55,20 @@ impl<'a> StepOutput<'a> {
 
     /// The last lines of stderr, or of stdout where stderr is empty.
     pub(crate) fn last_lines(&self) -> Vec<String> {
-        [Stream::Stderr, Stream::Stdout]
-            .into_iter()
-            .map(|stream| {
-                let channel = self.channel(stream).lock().unwrap_or_else(PoisonError::into_inner);
-                let open = Some(&channel.open).filter(|line| !line.trim().is_empty());
-                let skip = (channel.lines.len() + usize::from(open.is_some())).saturating_sub(TAIL_LINES);
-                channel.lines.iter().chain(open).skip(skip).cloned().collect::<Vec<_>>()
-            })
-            .find(|lines| !lines.is_empty())
-            .unwrap_or_default()
+        let stderr = self.tail(Stream::Stderr, TAIL_LINES);
+        if stderr.is_empty() { self.tail(Stream::Stdout, TAIL_LINES) } else { stderr }
+    }
+
+    /// The last lines of both streams: a question that nobody answers stands on stdout.
+    pub(crate) fn last_lines_of_both(&self) -> Vec<String> {
+        [self.tail(Stream::Stdout, TAIL_LINES / 2), self.tail(Stream::Stderr, TAIL_LINES / 2)].concat()
+    }
+
+    fn tail(&self, stream: Stream, count: usize) -> Vec<String> {
+        let channel = self.channel(stream).lock().unwrap_or_else(PoisonError::into_inner);
+        let open = Some(&channel.open).filter(|line| !line.trim().is_empty());
+        let skip = (channel.lines.len() + usize::from(open.is_some())).saturating_sub(count);
+        channel.lines.iter().chain(open).skip(skip).cloned().collect()
     }
 
     const fn channel(&self, stream: Stream) -> &Mutex<Channel> {

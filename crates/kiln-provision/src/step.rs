@@ -30,10 +30,9 @@ use crate::{
 /// A step with more bytes than this is uploaded for itself, with progress; a smaller one travels with its script.
 const LARGE: u64 = 1 << 20;
 /// Pause before a retry: 2 s, then twice as long, up to a minute.
-const RETRY: Policy =
-    Policy { first: Duration::from_secs(2), max: Duration::from_secs(60), deadline: Duration::from_secs(0) };
+const RETRY: Policy = Policy { first: Duration::from_secs(2), max: Duration::from_mins(1), deadline: Duration::ZERO };
 /// Limit of what kiln itself runs around a step.
-const AROUND: Duration = Duration::from_secs(60);
+const AROUND: Duration = Duration::from_mins(1);
 
 /// Everything a step meets.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +102,7 @@ async fn attempts(run: &StepRun<'_>) -> Result<(), Fault> {
         match &fault {
             Fault::Guest(GuestError::Lost { .. }) if lost => lost = false,
             Fault::Exit { .. } | Fault::TimedOut { .. } | Fault::Guest(GuestError::Lost { .. }) if left > 0 => {
-                left -= 1
+                left -= 1;
             }
             Fault::Guest(GuestError::Lost { after, .. }) if !idempotent => {
                 return Err(Fault::Unknown { after: *after });
@@ -185,7 +184,7 @@ impl Attempt<'_> {
                 Err(match error {
                     GuestError::TimedOut { limit, tree } => {
                         output.finish();
-                        Fault::TimedOut { limit, tree: output.redacted(&tree), last: output.last_lines() }
+                        Fault::TimedOut { limit, tree: output.redacted(&tree), last: output.last_lines_of_both() }
                     }
                     GuestError::Cancelled => Fault::Cancelled,
                     error => Fault::Guest(error),

@@ -1,5 +1,7 @@
 //! Every case of every built-in provisioner, and that a stranger's directory works the same.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 use std::{collections::BTreeMap, fs, path::Path};
 
 use kiln_provision::{cases, fake::FakeGuest};

@@ -1,5 +1,7 @@
 //! Finding provisioners: search order, digests, what is refused.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use kiln_provision::{HostFacts, Library, error::LibraryError, library};

@@ -1,5 +1,7 @@
 //! Running a step: retries, lost connections, reboots, time limits, evidence. On a guest that answers as it is told.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
 use std::{
     collections::{BTreeMap, VecDeque},
     fs,

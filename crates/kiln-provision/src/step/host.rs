@@ -67,7 +67,7 @@ async fn inside(
         Ok(finished) => Ok(exit(finished.status)),
         Err(ProcessError::TimedOut { limit, .. }) => {
             output.finish();
-            Err(Fault::TimedOut { limit, tree: String::new(), last: output.last_lines() })
+            Err(Fault::TimedOut { limit, tree: String::new(), last: output.last_lines_of_both() })
         }
         Err(ProcessError::Cancelled) => Err(Fault::Cancelled),
         Err(error) => Err(error.into()),
