@@ -75,7 +75,7 @@ pub enum BaseError {
         cause: Option<String>,
         hint: Option<String>,
         #[source]
-        source: ProcessError,
+        source: Box<ProcessError>,
     },
     #[error("kiln cannot build a base for Debian `{suite}`; it knows `bookworm` and `trixie`")]
     Suite { suite: String },
@@ -94,13 +94,22 @@ pub enum BaseError {
     #[error("the base `{path}` is not the file that was planned with: expected {expected}, got {got}")]
     Changed { path: String, expected: Digest, got: Digest },
     #[error(transparent)]
-    Download(#[from] DownloadError),
+    Download(Box<DownloadError>),
     #[error(transparent)]
     Fs(#[from] FsError),
     #[error(transparent)]
     Process(#[from] ProcessError),
     #[error("cancelled")]
     Cancelled,
+}
+
+impl From<DownloadError> for BaseError {
+    fn from(error: DownloadError) -> Self {
+        match error {
+            DownloadError::Cancelled => Self::Cancelled,
+            error => Self::Download(Box::new(error)),
+        }
+    }
 }
 
 impl BaseError {

@@ -1,6 +1,6 @@
 //! Writes a FAT16 file system with a few files: no clock, the same files give the same bytes.
 //!
-//! Format: Microsoft's FAT specification 1.03. Good for an EFI system partition and for a NoCloud seed: from 16 MiB up to
+//! Format: Microsoft's FAT specification 1.03. Good for an EFI system partition and for a `NoCloud` seed: from 16 MiB up to
 //! 128 MiB. Names that are not of the short form get a long name beside a short one.
 
 use std::collections::BTreeMap;

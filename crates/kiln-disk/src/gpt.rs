@@ -19,8 +19,10 @@ pub const LINUX_ROOT: Guid = Guid::new("4f68bce3-e8cd-4db1-96e7-fbcaf984b709");
 pub struct Guid(pub [u8; 16]);
 
 impl Guid {
-    /// From the 36 characters of the usual form; anything else in a constant does not compile, at run time use
-    /// [`Guid::parse`].
+    /// From the 36 characters of the usual form, for constants.
+    ///
+    /// # Panics
+    /// On any other text, which in a constant means that it does not compile. At run time use [`Guid::parse`].
     pub const fn new(text: &str) -> Self {
         match Self::parse(text) {
             Some(guid) => guid,
@@ -111,10 +113,10 @@ pub fn table(bytes: u64, disk: Guid, partitions: &[Partition]) -> Result<Table, 
     }
     let last = sectors - 1;
     let mut front = protective(sectors);
-    front.extend(header(Place { own: 1, other: last, entries: 2 }, sectors, disk, &entries));
+    front.extend(header(&Place { own: 1, other: last, entries: 2 }, sectors, disk, &entries));
     front.extend(&entries);
     let mut back = entries.clone();
-    back.extend(header(Place { own: last, other: 1, entries: last - 32 }, sectors, disk, &entries));
+    back.extend(header(&Place { own: last, other: 1, entries: last - 32 }, sectors, disk, &entries));
     Ok(Table { front, back })
 }
 
@@ -153,7 +155,7 @@ struct Place {
     entries: u64,
 }
 
-fn header(place: Place, sectors: u64, disk: Guid, entries: &[u8]) -> Vec<u8> {
+fn header(place: &Place, sectors: u64, disk: Guid, entries: &[u8]) -> Vec<u8> {
     let mut header = Vec::with_capacity(512);
     header.extend(b"EFI PART");
     header.extend([0, 0, 1, 0]);
@@ -260,10 +262,10 @@ mod tests {
     fn patches_grub_for_a_core_in_one_piece() {
         let mut boot = vec![1; 512];
         boot[510..].copy_from_slice(&[0x55, 0xaa]);
-        let (code, core) = grub_boot_blocks(&boot, &[2; 1300], 2048).unwrap();
+        let (code, image) = grub_boot_blocks(&boot, &[2; 1300], 2048).unwrap();
         assert_eq!(code[0x5c..0x64], 2048u64.to_le_bytes());
-        assert_eq!((code.len(), core.len()), (440, 1536));
-        assert_eq!(core[500..512], [1, 8, 0, 0, 0, 0, 0, 0, 2, 0, 0x20, 0x08]);
-        assert_eq!(grub_boot_blocks(&[0; 512], &core, 2048), None);
+        assert_eq!((code.len(), image.len()), (440, 1536));
+        assert_eq!(image[500..512], [1, 8, 0, 0, 0, 0, 0, 0, 2, 0, 0x20, 0x08]);
+        assert_eq!(grub_boot_blocks(&[0; 512], &image, 2048), None);
     }
 }

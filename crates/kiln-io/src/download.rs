@@ -47,7 +47,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        let window = Duration::from_secs(60);
+        let window = Duration::from_mins(1);
         Self { bytes: 64 << 30, stall: Duration::from_secs(30), rate: 1 << 10, window, retries: 4 }
     }
 }
@@ -92,7 +92,7 @@ impl fmt::Display for Shown<'_> {
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Partial {
     url: String,
-    /// A strong ETag, or the date of the last change.
+    /// A strong `ETag`, or the date of the last change.
     validator: Option<String>,
     modified: Option<String>,
 }
@@ -136,7 +136,7 @@ pub async fn fetch(url: &str, limit: usize, cancel: &CancellationToken) -> Resul
     let url = approve(url)?;
     let limits = Limits { stall: Duration::from_secs(10), ..Limits::default() };
     let fetched = async {
-        let request = client(&url, limits)?.get(url.clone()).timeout(Duration::from_secs(60));
+        let request = client(&url, limits)?.get(url.clone()).timeout(Duration::from_mins(1));
         let mut response = request.send().await.map_err(|error| broken(&url, &error))?;
         refuse_status(&url, &response)?;
         let mut bytes = Vec::new();
@@ -164,7 +164,7 @@ impl Transfer<'_> {
         let policy = Policy {
             first: Duration::from_millis(500),
             max: Duration::from_secs(10),
-            deadline: Duration::from_secs(24 * 3600),
+            deadline: Duration::from_hours(24),
         };
         let fruitless = std::sync::atomic::AtomicU32::new(0);
         let attempt = || async {

@@ -26,7 +26,7 @@ const ESSENTIAL: &str = include_str!("essential.sh");
 const CUSTOMIZE: &str = include_str!("customize.sh");
 /// User ids for root's run where nobody gave it any: above what `useradd` and containers hand out.
 const ROOT_IDS: &str = "root:1879048192:65536\n";
-const DEADLINE: Duration = Duration::from_secs(3600);
+const DEADLINE: Duration = Duration::from_hours(1);
 
 /// The text of the package scripts: part of every base's inputs.
 pub(super) fn scripts() -> [&'static str; 2] {
@@ -246,7 +246,12 @@ fn explained(name: &str, complaints: &[String], log: &Path, source: ProcessError
     };
     let see = format!("the whole output is in `{}`", log.display());
     let hint = if hint.is_empty() { see } else { format!("{hint}; {see}") };
-    BaseError::Bootstrap { name: name.to_owned(), cause: complaints.first().cloned(), hint: Some(hint), source }
+    BaseError::Bootstrap {
+        name: name.to_owned(),
+        cause: complaints.first().cloned(),
+        hint: Some(hint),
+        source: Box::new(source),
+    }
 }
 
 fn runs_as_root() -> bool {

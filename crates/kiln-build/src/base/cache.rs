@@ -22,7 +22,7 @@ use super::{BaseContext, BaseError};
 const RECORD: &str = "base.json";
 /// How long one kiln waits for another that makes the same base.
 const PATIENCE: Policy =
-    Policy { first: Duration::from_millis(100), max: Duration::from_secs(1), deadline: Duration::from_secs(3600) };
+    Policy { first: Duration::from_millis(100), max: Duration::from_secs(1), deadline: Duration::from_hours(1) };
 
 /// `base.json`: what an entry is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -64,7 +64,9 @@ WantedBy=multi-user.target
 END
 
 # An image is replaced, not patched in place, and apt must not hold its lock while an image is baked.
-chroot "$root" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer
+# The others look after LVM snapshots and GRUB's failure flag, neither of which the image has; they cost seconds at boot.
+chroot "$root" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer \
+    e2scrub_all.timer e2scrub_reap.service grub-common.service
 chroot "$root" systemctl --quiet enable systemd-networkd.service systemd-resolved.service ssh-host-keys.service
 
 # GRUB, from the image's own packages. The signed GRUB for UEFI looks for /EFI/debian/grub.cfg on its partition.
@@ -112,6 +114,8 @@ rm -rf "$root"/var/tmp/*
 # Bytecode that Python kept of the compiler itself while it ran: its bytes depend on what ran before.
 rm -rf "$root/usr/share/python3/debpython/__pycache__"
 find "$root/var/log" -type f -delete
+# Caches that systemd would otherwise make again at the first boot are as new as /usr.
+touch "$root/etc/.updated" "$root/var/.updated"
 # The day an account was made is the day of the build; the recipe's own day says as much.
 day=$((SOURCE_DATE_EPOCH / 86400))
 sed -i -E "s/^(([^:]*:){2})[0-9]+:/\1$day:/" "$root/etc/shadow"

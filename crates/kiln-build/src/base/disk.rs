@@ -54,13 +54,13 @@ pub(super) fn write(
 ) -> Result<Written, DiskError> {
     let archive = File::open(archive)?;
     let mut tree = Tree::read(&archive)?;
-    let parts = tree.take(".kiln");
-    let part = |name: &str| read(&parts, &archive, name);
+    let beside = tree.take(".kiln");
+    let part = |name: &str| read(&beside, &archive, name);
     // What is mounted over these at boot; a socket or pid file of the build has no business there.
     for place in ["dev", "proc", "sys", "run"] {
         tree.empty(place);
     }
-    let ids = Ids::parse(&part("ids")?)?;
+    let ids = Ids::parse(&part("ids")?);
     for (name, file) in [("vmlinuz", "vmlinuz"), ("initrd.img", "initrd"), ("packages", "packages")] {
         std::fs::write(directory.join(file), part(name)?)?;
     }
@@ -92,12 +92,12 @@ pub(super) fn write(
     ];
     let mut table = gpt::table(size, ids.guid("disk")?, &partitions)?;
     let grub = gpt::grub_boot_blocks(&part("boot.img")?, &part("core.img")?, BIOS.start / gpt::SECTOR);
-    let (code, core) = grub.ok_or_else(|| DiskError::Missing { what: "GRUB for BIOS".into() })?;
-    if core.len() as u64 > BIOS.end - BIOS.start {
+    let (code, image) = grub.ok_or_else(|| DiskError::Missing { what: "GRUB for BIOS".into() })?;
+    if image.len() as u64 > BIOS.end - BIOS.start {
         return Err(DiskError::Missing { what: "GRUB core image of less than 1 MiB".into() });
     }
     table.front[..440].copy_from_slice(&code);
-    disk.write_all_at(&core, BIOS.start)?;
+    disk.write_all_at(&image, BIOS.start)?;
     disk.write_all_at(&table.front, 0)?;
     disk.write_all_at(&table.back, size - table.back.len() as u64)?;
     disk.sync_all()?;
@@ -135,10 +135,10 @@ fn read(parts: &Tree, archive: &File, name: &str) -> Result<Vec<u8>, DiskError> 
 struct Ids(BTreeMap<String, String>);
 
 impl Ids {
-    fn parse(text: &[u8]) -> Result<Self, DiskError> {
+    fn parse(text: &[u8]) -> Self {
         let text = String::from_utf8_lossy(text);
         let pairs = text.lines().filter_map(|line| line.split_once('='));
-        Ok(Self(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+        Self(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
     fn text(&self, name: &str) -> Result<&str, DiskError> {

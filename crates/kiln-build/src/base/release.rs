@@ -68,14 +68,12 @@ pub(super) async fn now(
         let mut words = source.split_whitespace().skip(1);
         let (Some(uri), Some(suite)) = (words.next(), words.next()) else { continue };
         let url = format!("{uri}/dists/{suite}/InRelease");
-        texts.push(match url.strip_prefix("file:") {
-            Some(path) => {
-                read_text(format!("/{}", path.trim_start_matches('/')).as_ref()).map_err(|error| error.to_string())?
-            }
-            None => {
-                let bytes = fetch(&url, LONGEST, &context.cancel).await.map_err(|error| error.to_string())?;
-                String::from_utf8_lossy(&bytes).into_owned()
-            }
+        texts.push(if let Some(path) = url.strip_prefix("file:") {
+            let path = format!("/{}", path.trim_start_matches('/'));
+            read_text(path.as_ref()).map_err(|error| error.to_string())?
+        } else {
+            let bytes = fetch(&url, LONGEST, &context.cancel).await.map_err(|error| error.to_string())?;
+            String::from_utf8_lossy(&bytes).into_owned()
         });
     }
     let release = read(&texts).ok_or_else(|| "its `InRelease` names no date or no package index".to_owned())?;

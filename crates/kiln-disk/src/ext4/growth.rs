@@ -23,7 +23,10 @@ pub(super) fn largest(bytes: u64) -> u64 {
     bytes.saturating_mul(4).max(LEAST).next_multiple_of(GROUPS_PER_DESCRIPTOR_BLOCK * BLOCKS_PER_GROUP * BLOCK)
 }
 
-type Block = [u8; BLOCK as usize];
+/// [`BLOCK`] as the length of an array.
+const SIZE: usize = 4096;
+
+type Block = [u8; SIZE];
 
 /// Little-endian numbers in a block.
 trait Fields {
@@ -60,7 +63,7 @@ struct Blocks<'a> {
 
 impl Blocks<'_> {
     fn read(&self, number: u64) -> Result<Block, Ext4Error> {
-        let mut block = [0; BLOCK as usize];
+        let mut block = [0; SIZE];
         self.disk.read_exact_at(&mut block, self.offset + number * BLOCK).map_err(Ext4Error::Write)?;
         Ok(block)
     }
@@ -87,14 +90,14 @@ pub(super) fn reserve(disk: &File, new: &NewFileSystem) -> Result<(), Ext4Error>
     descriptors[usize_of(groups) * DESCRIPTOR..].fill(0);
 
     let list = allocate(&blocks, &mut descriptors, groups, new)?;
-    let mut indirect = [0; BLOCK as usize];
+    let mut indirect = [0; SIZE];
     for index in 0..reserved {
         let block = 1 + kept + index;
         indirect.set_word(4 * (usize_of(kept + index) % 1024), word_of(block));
-        let mut copies = [0; BLOCK as usize];
+        let mut copies = [0; SIZE];
         for (slot, group) in backups.iter().enumerate() {
             copies.set_word(4 * slot, word_of(block + group * BLOCKS_PER_GROUP));
-            blocks.write(block + group * BLOCKS_PER_GROUP, &[0; BLOCK as usize])?;
+            blocks.write(block + group * BLOCKS_PER_GROUP, &[0; SIZE])?;
         }
         blocks.write(block, &copies)?;
     }

@@ -61,6 +61,7 @@ impl Tree {
     }
 
     /// Takes `path` and all beneath it out of the tree.
+    #[must_use]
     pub fn take(&mut self, path: &str) -> Self {
         let path = components(path);
         let (taken, kept) = std::mem::take(&mut self.nodes).into_iter().partition(|(name, _)| name.starts_with(&path));
@@ -72,13 +73,6 @@ impl Tree {
     pub fn empty(&mut self, path: &str) {
         let path = components(path);
         self.nodes.retain(|name, _| name.len() <= path.len() || !name.starts_with(&path));
-    }
-
-    /// Paths of all files beneath `path`.
-    pub fn files(&self, path: &str) -> Vec<String> {
-        let path = components(path);
-        let beneath = self.nodes.iter().filter(|(name, node)| name.starts_with(&path) && node.kind == Kind::File);
-        beneath.map(|(name, _)| name.join("/")).collect()
     }
 
     /// Bytes of all files, each rounded up to whole blocks.

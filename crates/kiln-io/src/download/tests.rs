@@ -246,18 +246,19 @@ async fn passwords_in_urls_are_not_shown() {
     assert!(error.contains("127.0.0.1:1") && !error.contains("hunter2"), "{error}");
 }
 
+struct CancelAt(CancellationToken);
+impl Progress for CancelAt {
+    fn at(&self, done: u64) {
+        if done > 3 {
+            self.0.cancel();
+        }
+    }
+}
+
 #[tokio::test]
 async fn cancelling_stops_a_download_and_keeps_its_part() {
     let case = Case::of(vec![Answer::Drip]).await;
     let cancel = CancellationToken::new();
-    struct CancelAt(CancellationToken);
-    impl Progress for CancelAt {
-        fn at(&self, done: u64) {
-            if done > 3 {
-                self.0.cancel();
-            }
-        }
-    }
     let outcome = download(&case.download, &SystemClock::new(), &cancel, &CancelAt(cancel.clone())).await;
     assert!(matches!(outcome, Err(DownloadError::Cancelled)));
     assert_eq!(case.beside(), 2);
