@@ -1,5 +1,9 @@
 //! What the tests of the whole share: the built binary, a cleared environment, deadlines that scale.
 
+#![expect(clippy::disallowed_methods, reason = "tests drive stock programs as a user would")]
+
 pub mod guest;
+pub mod home;
+pub mod plain_vm;
 pub mod proxy;
 pub mod sshd;

@@ -1,0 +1,289 @@
+//! The flow of a bake: base, boot, provision, checks, clean, shut down, seal, read the finished disk, boot-test it.
+//!
+//! One plain async function. Each phase hands a typed value to the next; what a phase acquires stands in the build's
+//! ledger first, and the guard releases it whatever becomes of this process.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::UNIX_EPOCH};
+
+use async_trait::async_trait;
+use kiln_core::{
+    ByteSize,
+    artifact::{Artifact, FindingRecord},
+    event::{CheckedOn, Event, Events, Phase},
+    plan::{Accelerator, Builder, Plan},
+};
+use kiln_disk::{DiskFile, seal::Sealed};
+use kiln_io::{
+    dirs::Dirs,
+    fs,
+    guard::Guard,
+    ledger::Ledger,
+    process,
+    time::{Clock, SystemClock},
+};
+use kiln_provision::Library;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    base::{self, BaseContext, DiskFormat},
+    check::{CheckRun, run_checks},
+    qemu::{self, VmHost, VmSpec},
+};
+
+mod artifact;
+mod error;
+mod guest;
+mod journal;
+mod preflight;
+mod prove;
+
+use self::{artifact::Facts, journal::Journal, prove::QCOW2};
+pub use self::{artifact::UNPUBLISHED, error::BakeError};
+
+/// The artifact's directory in the build's.
+const ARTIFACT: &str = "artifact";
+
+/// What a bake needs besides its plan.
+#[derive(Debug, Clone)]
+pub struct BakeContext {
+    pub dirs: Dirs,
+    /// The build's id; its files lie in `dirs.build(..)`.
+    pub build: String,
+    pub events: Arc<dyn Events>,
+    pub cancel: CancellationToken,
+    pub on_error: OnError,
+    /// The program that runs as the build's guard: kiln itself.
+    pub kiln: PathBuf,
+    /// Overrides the template's accelerator.
+    pub accelerator: Option<Accelerator>,
+    /// Boot the sealed artifact and run the checks on it.
+    pub boot_test: bool,
+    /// Where the plan's provisioners are found.
+    pub library: Arc<Library>,
+}
+
+/// What to do with the machine when a step or a check fails.
+#[derive(Debug, Clone)]
+pub enum OnError {
+    Clean,
+    Keep,
+    Ask(Arc<dyn Ask>),
+}
+
+/// Somebody who can be asked.
+#[async_trait]
+pub trait Ask: Send + Sync + fmt::Debug {
+    /// Whether to keep the machine after `error`.
+    async fn keep(&self, error: &BakeError) -> bool;
+}
+
+/// A sealed, proven image on this machine, not published yet. Its directory goes away with the build.
+#[derive(Debug)]
+pub struct Baked {
+    pub artifact: Artifact,
+    /// Holds the files named in `artifact`.
+    pub directory: PathBuf,
+    /// Must live until the files are published; closing it releases the build.
+    pub guard: Guard,
+}
+
+/// Bakes `plan`.
+pub async fn bake(plan: &Plan, context: &BakeContext) -> Result<Baked, BakeError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let mut journal = Journal::new(clock.as_ref(), context.events.as_ref());
+    let ledger = Ledger::open(&context.dirs, &context.build)?;
+    context.events.emit(Event::BuildStarted {
+        build: context.build.clone(),
+        image: plan.image.clone(),
+        recipe: plan.recipe,
+        steps: plan.steps.len(),
+        log: ledger.directory().join("log").display().to_string(),
+    });
+    preflight::check(plan, context)?;
+    let guard = Guard::spawn(&context.kiln, &context.dirs, &context.build, &ledger).await?;
+    match run(plan, context, &clock, &mut journal, &ledger, &guard).await {
+        Ok(artifact) => Ok(Baked { artifact, directory: ledger.directory().join(ARTIFACT), guard }),
+        Err(Stopped { error, keep: true }) => {
+            guard.keep().await?;
+            Err(error)
+        }
+        Err(Stopped { error, keep: false }) => {
+            // What could not be released stays in the ledger, and the error says so; it does not hide the first one.
+            let left = match guard.close().await {
+                Ok(released) => released.failed,
+                Err(failure) => vec![failure.to_string()],
+            };
+            Err(if left.is_empty() { error } else { BakeError::Left { error: Box::new(error), left } })
+        }
+    }
+}
+
+/// An error, and whether the machine stays for a look.
+struct Stopped {
+    error: BakeError,
+    keep: bool,
+}
+
+impl<E: Into<BakeError>> From<E> for Stopped {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), keep: false }
+    }
+}
+
+/// Everything between the guard's start and the finished record.
+async fn run(
+    plan: &Plan,
+    context: &BakeContext,
+    clock: &Arc<dyn Clock>,
+    journal: &mut Journal<'_>,
+    ledger: &Ledger,
+    guard: &Guard,
+) -> Result<Artifact, Stopped> {
+    let Builder::Qemu(machine) = &plan.builder;
+    let (dirs, events, cancel) = (&context.dirs, context.events.as_ref(), &context.cancel);
+    let host = VmHost { dirs, guard, ledger, events, clock: clock.as_ref(), cancel };
+
+    let wanted = context.accelerator.unwrap_or(machine.accelerator);
+    let calibration = qemu::calibrate(wanted, &host);
+    let calibration = journal
+        .phase(Phase::Calibrate, "accelerator", calibration, |found| format!("{}: {}", found.accelerator.name(), found.reason))
+        .await
+        .map_err(BakeError::Boot)?;
+
+    let base_context = BaseContext {
+        dirs: dirs.clone(),
+        events: Arc::clone(&context.events),
+        clock: Arc::clone(clock),
+        cancel: cancel.clone(),
+    };
+    let base = base::prepare(&plan.base, &base_context).await.map_err(BakeError::base)?;
+
+    let spec = VmSpec {
+        name: "vm".to_owned(),
+        build: context.build.clone(),
+        disk: base.disk.clone(),
+        format: base.format,
+        size: machine.disk.bytes().max(base.size),
+        login: base.login,
+        kernel: base.kernel.clone(),
+        machine: machine.clone(),
+        calibration: calibration.clone(),
+    };
+    let boot = async { qemu::boot(spec.clone(), host).await.map_err(BakeError::boot) };
+    let vm = journal.phase(Phase::Boot, &base.record.name, boot, |_| "the guest answers over SSH".to_owned()).await?;
+    let keys = vm.keys();
+
+    if let Err(error) = guest::work(plan, context, clock.as_ref(), journal, vm.guest(), &keys, ledger.directory()).await {
+        // A full disk on this machine stops the guest in the middle of whatever it was doing.
+        let error = vm.host_disk_error().map_or(error, |reason| BakeError::HostDisk { reason });
+        let keep = keeps(context, &error).await;
+        if keep {
+            vm.keep().map_err(BakeError::Boot)?;
+        } else {
+            // Whatever cannot be ended here is the guard's to end.
+            let _ = vm.kill().await;
+        }
+        return Err(Stopped { error, keep });
+    }
+
+    let shutdown = async { vm.shutdown().await.map_err(BakeError::shutdown) };
+    let stopped = journal.phase(Phase::Shutdown, "", shutdown, |_| "powered off by itself".to_owned()).await?;
+    let base_file = match base.format {
+        DiskFormat::Raw => DiskFile::raw(&base.disk),
+        DiskFormat::Qcow2 => DiskFile::qcow2(&base.disk),
+    };
+    let layers = vec![DiskFile::qcow2(&stopped.disk), base_file];
+    prove::clean_file_systems(layers.clone()).await?;
+
+    let directory = ledger.directory().join(ARTIFACT);
+    ledger.acquire_directory("artifact", &directory)?;
+    let needles = prove::needles(plan, &keys);
+    let sealing = prove::seal(layers, &directory, needles, context);
+    let sealed = |(sealed, _): &(Sealed, _)| ByteSize(sealed.bytes).approximate();
+    let (sealed, scan) = journal.phase(Phase::Seal, "", sealing, sealed).await?;
+    // The overlay has become the artifact; its room may be needed for what follows.
+    discard(ledger, &stopped)?;
+
+    let reading = prove::hygiene(&directory, scan, plan, context);
+    journal.findings = journal.phase(Phase::Hygiene, "the finished disk", reading, |found| in_words(found)).await?;
+    let disk = artifact::disk(&sealed);
+    if context.boot_test {
+        let spec = VmSpec {
+            name: "boot-test".to_owned(),
+            disk: directory.join(QCOW2),
+            format: DiskFormat::Qcow2,
+            size: sealed.size,
+            // By its own boot loader: that it boots anywhere is what is to be shown.
+            kernel: None,
+            ..spec
+        };
+        boot_test(plan, context, journal, spec, host).await?;
+    }
+    context.events.emit(Event::Sealed {
+        disk: disk.digest,
+        qcow2: directory.join(QCOW2).display().to_string(),
+        bytes: sealed.bytes,
+    });
+    let files = prove::files(&directory, sealed, &plan.outputs, context);
+    let files = journal.phase(Phase::Export, "", files, |files| format!("{} files", files.len())).await?;
+
+    let created = clock.wall().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
+    let tools = BTreeMap::from([("qemu".to_owned(), process::version("qemu-system-x86_64").await?)]);
+    let facts = Facts { plan, context, base: &base, calibration: &calibration, disk, files, created };
+    let record = artifact::record(facts, journal, tools);
+    let text = serde_json::to_vec_pretty(&record).map_err(BakeError::Record)?;
+    fs::write_atomic(&directory.join("artifact.json"), &text, 0o644)?;
+    Ok(record)
+}
+
+/// Boots a throw-away overlay of the sealed disk through its own boot loader and runs the checks meant for it.
+async fn boot_test(
+    plan: &Plan,
+    context: &BakeContext,
+    journal: &mut Journal<'_>,
+    spec: VmSpec,
+    host: VmHost<'_>,
+) -> Result<(), BakeError> {
+    let test = async {
+        let vm = qemu::boot(spec, host).await.map_err(BakeError::boot_test)?;
+        let run = CheckRun {
+            guest: vm.guest(),
+            on: CheckedOn::Artifact,
+            events: host.events,
+            clock: host.clock,
+            cancel: &context.cancel,
+        };
+        let checks = run_checks(run, &plan.checks).await.map_err(BakeError::artifact_check);
+        // The overlay is thrown away with the machine: nothing it wrote matters.
+        vm.kill().await.map_err(BakeError::BootTest)?;
+        checks
+    };
+    let passed = journal
+        .phase(Phase::BootTest, "the sealed image", test, |passed| format!("it boots, {} checks passed", passed.len()))
+        .await?;
+    journal.checks.extend(passed);
+    Ok(())
+}
+
+/// Deletes a machine's overlay.
+fn discard(ledger: &Ledger, stopped: &qemu::Stopped) -> Result<(), BakeError> {
+    std::fs::remove_file(&stopped.disk).map_err(fs::failed("remove", &stopped.disk, 0))?;
+    Ok(ledger.release(&stopped.entry)?)
+}
+
+async fn keeps(context: &BakeContext, error: &BakeError) -> bool {
+    match &context.on_error {
+        _ if error.is_cancelled() => false,
+        OnError::Clean => false,
+        OnError::Keep => true,
+        OnError::Ask(person) => person.keep(error).await,
+    }
+}
+
+fn in_words(findings: &[FindingRecord]) -> String {
+    match findings.len() {
+        0 => "clean".to_owned(),
+        1 => "1 finding, none stops the bake".to_owned(),
+        findings => format!("{findings} findings, none stops the bake"),
+    }
+}

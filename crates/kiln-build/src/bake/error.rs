@@ -1,0 +1,139 @@
+//! Why a bake stopped.
+
+use kiln_core::plan::OutputFormat;
+use kiln_io::{
+    error::{FsError, ProcessError},
+    guard::GuardError,
+    guest::GuestError,
+    ledger::LedgerError,
+};
+use kiln_provision::error::StepError;
+
+use crate::{
+    base::BaseError,
+    check::CheckError,
+    clean::CleanError,
+    qemu::{BootError, ShutdownError},
+};
+
+/// Everything that can stop a bake.
+#[derive(Debug, thiserror::Error)]
+pub enum BakeError {
+    #[error("`{tools}` is not installed")]
+    MissingTools { tools: String },
+    #[error(transparent)]
+    Fs(#[from] FsError),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    #[error("the base could not be made ready")]
+    Base(#[source] BaseError),
+    #[error("the machine did not come up")]
+    Boot(#[source] BootError),
+    #[error("the sealed image does not boot")]
+    BootTest(#[source] BootError),
+    #[error(transparent)]
+    Step(StepError),
+    #[error("a check failed")]
+    Check(#[source] CheckError),
+    #[error("a check failed on the sealed image")]
+    ArtifactCheck(#[source] CheckError),
+    #[error("the root file system could not be grown to the disk's size")]
+    Grow(#[source] GuestError),
+    #[error("growing the root file system exited with {status}: {output}")]
+    GrowFailed { status: String, output: String },
+    #[error("the guest could not be cleaned")]
+    Clean(#[source] CleanError),
+    #[error("the guest was not shut down cleanly, so its disk is not sealed")]
+    Unclean(#[source] ShutdownError),
+    #[error("the guest powered off without unmounting, so its disk is not sealed: {}", unclean.join("; "))]
+    DirtyFileSystem { unclean: Vec<String> },
+    #[error("this machine's disk is full or failing ({reason}); the guest was stopped before it could notice")]
+    HostDisk { reason: String },
+    #[error("the disk could not be sealed")]
+    Seal(#[source] kiln_disk::Error),
+    #[error("the finished disk is not clean: {}", findings.join("; "))]
+    Hygiene { findings: Vec<String> },
+    #[error("writing the {format:?} file failed")]
+    Output { format: OutputFormat, #[source] source: Box<BakeError> },
+    #[error("the record of the artifact cannot be written")]
+    Record(#[source] serde_json::Error),
+    #[error("cancelled")]
+    Cancelled,
+    #[error("{error} (not everything could be released: {})", left.join("; "))]
+    Left { error: Box<BakeError>, left: Vec<String> },
+}
+
+impl BakeError {
+    // Each layer has its own word for a cancelled wait; a bake has one.
+
+    pub(super) fn base(error: BaseError) -> Self {
+        if matches!(error, BaseError::Cancelled) { Self::Cancelled } else { Self::Base(error) }
+    }
+
+    pub(super) fn boot(error: BootError) -> Self {
+        if matches!(error, BootError::Cancelled) { Self::Cancelled } else { Self::Boot(error) }
+    }
+
+    pub(super) fn boot_test(error: BootError) -> Self {
+        if matches!(error, BootError::Cancelled) { Self::Cancelled } else { Self::BootTest(error) }
+    }
+
+    pub(super) fn shutdown(error: ShutdownError) -> Self {
+        if matches!(error, ShutdownError::Cancelled) { Self::Cancelled } else { Self::Unclean(error) }
+    }
+
+    pub(super) fn step(error: StepError) -> Self {
+        if error.cancelled() { Self::Cancelled } else { Self::Step(error) }
+    }
+
+    pub(super) fn check(error: CheckError) -> Self {
+        if matches!(error, CheckError::Cancelled) { Self::Cancelled } else { Self::Check(error) }
+    }
+
+    pub(super) fn artifact_check(error: CheckError) -> Self {
+        if matches!(error, CheckError::Cancelled) { Self::Cancelled } else { Self::ArtifactCheck(error) }
+    }
+
+    pub(super) fn clean(error: CleanError) -> Self {
+        if matches!(error, CleanError::Guest(GuestError::Cancelled)) { Self::Cancelled } else { Self::Clean(error) }
+    }
+
+    pub(super) fn grow(error: GuestError) -> Self {
+        if matches!(error, GuestError::Cancelled) { Self::Cancelled } else { Self::Grow(error) }
+    }
+
+    pub(super) fn seal(error: kiln_disk::Error) -> Self {
+        if matches!(error, kiln_disk::Error::Cancelled) { Self::Cancelled } else { Self::Seal(error) }
+    }
+
+    /// The next thing to try.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::MissingTools { .. } => "`kiln doctor --install` installs what is missing".to_owned(),
+            Self::Step(_) | Self::Check(_) => {
+                "rerun with `--on-error keep` and look inside with `kiln ssh`".to_owned()
+            }
+            Self::ArtifactCheck(_) => {
+                "the check held before the machine was shut down: is the service enabled at boot?".to_owned()
+            }
+            Self::Hygiene { .. } => {
+                "remove it in a last provision step, or accept it by name with `[[waive]]` and a reason".to_owned()
+            }
+            Self::Left { .. } => "`kiln clean` tries again".to_owned(),
+            _ => return None,
+        })
+    }
+
+    /// Whether somebody asked for the bake to stop.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Cancelled => true,
+            Self::Left { error, .. } => error.is_cancelled(),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Everything that can be known before the first slow step: room on the disk, tools, secrets.
+
+use kiln_core::plan::{Base, Builder, Plan};
+use kiln_io::{fs, process};
+
+use super::{BakeContext, BakeError};
+
+/// What a bake's files take beside the guest's disk: log, seed, console.
+const OVERHEAD: u64 = 64 << 20;
+/// A base's tarball, its tree and its disk exist side by side for a moment.
+const BASE_ROOM: u64 = 3 << 30;
+
+/// Refuses a bake that cannot succeed.
+pub(super) fn check(plan: &Plan, context: &BakeContext) -> Result<(), BakeError> {
+    let mut tools = vec!["qemu-system-x86_64", "qemu-img", "setpriv"];
+    if matches!(plan.base, Base::Debian(_)) {
+        tools.extend(["mmdebstrap", "mke2fs"]);
+    }
+    let missing: Vec<_> = tools.into_iter().filter(|tool| process::which(tool).is_err()).collect();
+    if !missing.is_empty() {
+        return Err(BakeError::MissingTools { tools: missing.join("`, `") });
+    }
+    let Builder::Qemu(machine) = &plan.builder;
+    // The overlay holds what the bake writes, the artifact what the disk holds compressed: half the disk is generous for
+    // both together on a system image, and a disk that is really full is met again while running.
+    fs::require_space("bake", &context.dirs.state, machine.disk.bytes() / 2 + OVERHEAD)?;
+    fs::require_space("make the base", &context.dirs.cache, BASE_ROOM)?;
+    Ok(())
+}

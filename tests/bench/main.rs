@@ -1,0 +1,49 @@
+//! Benchmarks of kiln beside its peers, in one run on one machine: `cargo run --release -p kiln-tests --bin bench`.
+//!
+//! Without arguments everything runs, which takes about half an hour on two cores without KVM; otherwise only the parts named.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "it prints figures")]
+
+mod bake;
+mod measure;
+mod packer;
+mod seal;
+mod ssh;
+
+use std::process::ExitCode;
+
+const PARTS: [(&str, &str); 5] = [
+    ("bake", "a whole bake of nginx on Debian 12, beside Packer's QEMU builder on the same base"),
+    ("steps", "50 no-op shell steps over a round trip of 40 ms, beside Packer"),
+    ("files", "500 files of 1 KiB over a round trip of 40 ms, beside `tar | ssh` and Packer"),
+    ("file", "one file of 500 MiB on loopback, beside `scp` and Packer"),
+    ("seal", "sealing a Debian disk, beside `qemu-img convert -c` with zlib and with zstd"),
+];
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = wanted.iter().find(|name| PARTS.iter().all(|(part, _)| part != name)) {
+        if !["--help", "-h"].contains(&unknown.as_str()) {
+            eprintln!("error: there is no part `{unknown}`");
+        }
+        eprintln!("usage: bench [PART]...");
+        for (part, what) in PARTS {
+            eprintln!("  {part:<6} {what}");
+        }
+        return ExitCode::from(2);
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    for (part, what) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|name| name == part) {
+            println!("\n# {part}: {what}");
+            match part {
+                "bake" => bake::run(),
+                "steps" => runtime.block_on(ssh::steps()),
+                "files" => runtime.block_on(ssh::files()),
+                "file" => runtime.block_on(ssh::file()),
+                _ => runtime.block_on(seal::run()),
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}

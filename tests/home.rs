@@ -1,0 +1,126 @@
+//! A user's home for one test: private state and data, the cache shared between tests, the environment cleared.
+
+use std::{
+    env,
+    fmt,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::OnceLock,
+};
+
+/// A directory that is removed when the test passed, and left for a look when it failed.
+#[derive(Debug)]
+pub struct Home {
+    root: PathBuf,
+}
+
+/// What a run of the binary printed, and how it ended.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ran {
+    pub arguments: Vec<String>,
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Home {
+    pub fn new(name: &str) -> Self {
+        let root = target().join("homes").join(format!("{name}-{}", std::process::id()));
+        if root.exists() {
+            std::fs::remove_dir_all(&root).expect("clear the test's home");
+        }
+        std::fs::create_dir_all(&root).expect("make the test's home");
+        Self { root }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// The binary in this home, run from the repository's top, with nothing of the caller's environment but `PATH`.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(kiln());
+        command
+            .args(arguments)
+            .current_dir(repository())
+            .env_clear()
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
+            .env("HOME", &self.root)
+            .env("KILN_CACHE_DIR", target().join("cache"))
+            .env("KILN_STATE_DIR", self.root.join("state"))
+            .env("KILN_DATA_DIR", self.root.join("data"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn kiln(&self, arguments: &[&str]) -> Ran {
+        let output = self.command(arguments).output().expect("run kiln");
+        Ran::new(arguments, output)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.root);
+        }
+    }
+}
+
+impl Ran {
+    pub fn new(arguments: &[&str], output: Output) -> Self {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+            code: output.status.code(),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+
+    /// Itself, to look into, if the exit code is 0; shows everything otherwise.
+    pub fn succeeds(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self
+    }
+}
+
+impl fmt::Debug for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "kiln {}: exit code {:?}", self.arguments.join(" "), self.code)?;
+        writeln!(f, "--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr)
+    }
+}
+
+/// The repository's top directory.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository")
+}
+
+/// The binary, built once in the profile of the tests.
+pub fn kiln() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let profile = profile();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--package", "kiln"]).current_dir(repository());
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().expect("run cargo").success(), "kiln does not build");
+        profile.join("kiln")
+    })
+}
+
+/// `target/<profile>`: tests run from `target/<profile>/deps`, other programs from `target/<profile>`.
+fn profile() -> PathBuf {
+    let program = env::current_exe().expect("know the running program");
+    let directory = program.parent().expect("a program lies in a directory");
+    let profile = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
+    profile.to_owned()
+}
+
+/// Where tests keep what outlives them: the cache of bases.
+fn target() -> PathBuf {
+    profile().parent().map(|target| target.join("kiln-tests")).expect("a profile lies in the target directory")
+}
