@@ -26,7 +26,9 @@ fn a_baked_web_server_boots_anywhere_and_serves() {
     assert!(one.read("df --output=size -m / | tail -1").trim().parse::<u64>().expect("a size") > 1500);
 
     let two = PlainVm::boot(&qcow2, &home.path("two"), "clone-two", Firmware::Uefi);
-    for identity in ["cat /etc/machine-id", "cat /etc/ssh/ssh_host_ed25519_key.pub", "sha256sum < /var/lib/systemd/random-seed"] {
+    for identity in
+        ["cat /etc/machine-id", "cat /etc/ssh/ssh_host_ed25519_key.pub", "sha256sum < /var/lib/systemd/random-seed"]
+    {
         assert_ne!(one.read(identity), two.read(identity), "two machines share `{identity}`");
     }
     assert_eq!(two.read("systemctl is-active nginx ssh"), "active\nactive");
@@ -59,11 +61,13 @@ fn check_file(home: &Home, qcow2: &std::path::Path) {
     assert!(check.status.success(), "{check:?}");
     assert!(String::from_utf8_lossy(&check.stdout).contains("No errors were found"), "{check:?}");
     let (plain, raw) = (home.path("plain.qcow2"), home.path("web.raw"));
-    let convert = Command::new("qemu-img").args(["convert", "-f", "qcow2", "-O", "qcow2"]).arg(qcow2).arg(&plain).status();
+    let convert =
+        Command::new("qemu-img").args(["convert", "-f", "qcow2", "-O", "qcow2"]).arg(qcow2).arg(&plain).status();
     assert!(convert.expect("run qemu-img").success());
     home.kiln(&["export", "web", "--format", "raw", "--to", raw.to_str().expect("a UTF-8 path")]).succeeds();
     for (format, other) in [("qcow2", &plain), ("raw", &raw)] {
-        let compare = Command::new("qemu-img").args(["compare", "-f", "qcow2", "-F", format]).arg(qcow2).arg(other).output();
+        let compare =
+            Command::new("qemu-img").args(["compare", "-f", "qcow2", "-F", format]).arg(qcow2).arg(other).output();
         let compare = compare.expect("run qemu-img");
         assert!(compare.status.success(), "{compare:?}");
     }

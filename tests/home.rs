@@ -1,8 +1,7 @@
 //! A user's home for one test: private state and data, the cache shared between tests, the environment cleared.
 
 use std::{
-    env,
-    fmt,
+    env, fmt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::OnceLock,

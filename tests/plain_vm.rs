@@ -31,7 +31,9 @@ impl PlainVm {
     pub fn boot(disk: &Path, work: &Path, instance: &str, firmware: Firmware) -> Self {
         fs::create_dir_all(work).expect("make the machine's directory");
         let overlay = work.join("overlay.qcow2");
-        must(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(disk).arg(&overlay));
+        must(
+            Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(disk).arg(&overlay),
+        );
         must(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(work.join("key")));
         let seed = seed(work, instance);
         let (ssh, http) = (free_port(), free_port());
@@ -40,7 +42,10 @@ impl PlainVm {
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024", "-nographic", "-no-reboot"])
             .args(["-drive", &format!("file={},format=qcow2,if=virtio", overlay.display())])
             .args(["-drive", &format!("file={},format=raw,if=virtio,readonly=on", seed.display())])
-            .args(["-nic", &format!("user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{ssh}-:22,hostfwd=tcp:127.0.0.1:{http}-:80")]);
+            .args([
+                "-nic",
+                &format!("user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{ssh}-:22,hostfwd=tcp:127.0.0.1:{http}-:80"),
+            ]);
         if firmware == Firmware::Uefi {
             command.args(["-bios", "/usr/share/ovmf/OVMF.fd"]);
         }
@@ -90,7 +95,11 @@ impl PlainVm {
         // Generous on purpose: an emulated machine with cloud-init takes about a minute on an idle host.
         let deadline = Instant::now() + Duration::from_secs(900);
         while !self.ssh("true").status.success() {
-            assert!(Instant::now() < deadline, "no login within 15 minutes; the console ends with:\n{}", tail(&self.console()));
+            assert!(
+                Instant::now() < deadline,
+                "no login within 15 minutes; the console ends with:\n{}",
+                tail(&self.console())
+            );
             pause(Duration::from_secs(1));
         }
     }
@@ -106,9 +115,11 @@ impl Drop for PlainVm {
 /// A FAT volume labelled `CIDATA`, made with stock tools.
 fn seed(work: &Path, instance: &str) -> PathBuf {
     let key = fs::read_to_string(work.join("key.pub")).expect("read the public key");
-    let user_data = format!("#cloud-config\ndisable_root: false\nusers:\n  - name: root\n    ssh_authorized_keys:\n      - {key}");
+    let user_data =
+        format!("#cloud-config\ndisable_root: false\nusers:\n  - name: root\n    ssh_authorized_keys:\n      - {key}");
     fs::write(work.join("user-data"), user_data).expect("write user-data");
-    fs::write(work.join("meta-data"), format!("instance-id: {instance}\nlocal-hostname: {instance}\n")).expect("write meta-data");
+    fs::write(work.join("meta-data"), format!("instance-id: {instance}\nlocal-hostname: {instance}\n"))
+        .expect("write meta-data");
     let path = work.join("seed.img");
     must(Command::new("mkfs.vfat").args(["-C", "-n", "CIDATA"]).arg(&path).arg("512"));
     must(Command::new("mcopy").arg("-i").arg(&path).arg(work.join("user-data")).arg(work.join("meta-data")).arg("::"));
@@ -122,7 +133,9 @@ fn free_port() -> u16 {
 }
 
 fn must(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}; run `tests/run` once, it installs it"));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {command:?}: {error}; run `tests/run` once, it installs it"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 

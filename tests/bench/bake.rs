@@ -62,8 +62,13 @@ fn kiln(work: &Path, name: &str, template: &Path, options: &[&str]) -> Duration 
         .env("KILN_STATE_DIR", work.join(name).join("state"));
     let ran = timed(&mut command);
     let phases = ran.output.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter_map(|event| {
-        (event["event"] == "phase-finished")
-            .then(|| format!("{} {:.1}", event["phase"].as_str().unwrap_or("?"), event["milliseconds"].as_f64().unwrap_or(0.0) / 1000.0))
+        (event["event"] == "phase-finished").then(|| {
+            format!(
+                "{} {:.1}",
+                event["phase"].as_str().unwrap_or("?"),
+                event["milliseconds"].as_f64().unwrap_or(0.0) / 1000.0
+            )
+        })
     });
     println!("kiln, {name}: {}", phases.collect::<Vec<_>>().join(", "));
     ran.elapsed
@@ -74,7 +79,9 @@ fn packer_bake(work: &Path, raw: &Path) -> Duration {
     timed(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(raw).arg(&disk));
     timed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
     let public = fs::read_to_string(key.with_extension("pub")).expect("read the public key");
-    let user_data = format!("#cloud-config\ndisable_root: false\nusers:\n  - name: root\n    ssh_authorized_keys:\n      - {public}");
+    let user_data = format!(
+        "#cloud-config\ndisable_root: false\nusers:\n  - name: root\n    ssh_authorized_keys:\n      - {public}"
+    );
     fs::write(work.join("user-data"), user_data).expect("write user-data");
     fs::write(work.join("meta-data"), "instance-id: bench\nlocal-hostname: bench\n").expect("write meta-data");
     timed(Command::new("mkfs.vfat").args(["-C", "-n", "CIDATA"]).arg(&seed).arg("512"));

@@ -1,12 +1,6 @@
 //! Sealing a disk, beside the conversions a user would run instead.
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    sync::Arc,
-    time::Instant,
-};
+use std::{fs, path::Path, process::Command, sync::Arc, time::Instant};
 
 use kiln_build::base::{BaseContext, PreparedBase, prepare};
 use kiln_core::{

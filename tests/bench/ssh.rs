@@ -57,7 +57,11 @@ pub(crate) async fn files() {
     for (index, number) in (0..250_u8).cycle().take(500).enumerate() {
         let (path, bytes) = (format!("file-{index:03}"), vec![b'a' + number % 26; 1024]);
         fs::write(source.join(&path), &bytes).expect("write a file");
-        entries.push(Entry { path: path.clone().into(), mode: 0o644, content: Content::File { path: source.join(path), bytes: 1024 } });
+        entries.push(Entry {
+            path: path.clone().into(),
+            mode: 0o644,
+            content: Content::File { path: source.join(path), bytes: 1024 },
+        });
     }
     let ours = kiln_upload(&sshd, proxy.port, &entries).await;
     let script = "mkdir -p \"$2\" && tar -C \"$1\" -cf - . | ssh $4 127.0.0.1 -p \"$3\" \"tar -C $2 -xf -\"";
@@ -82,7 +86,8 @@ pub(crate) async fn file() {
     let sshd = Sshd::start().await;
     let source = sshd.directory().join("large");
     write_noise(&source, BYTES);
-    let entry = Entry { path: "large".into(), mode: 0o644, content: Content::File { path: source.clone(), bytes: BYTES } };
+    let entry =
+        Entry { path: "large".into(), mode: 0o644, content: Content::File { path: source.clone(), bytes: BYTES } };
     let ours = kiln_upload(&sshd, sshd.port, &[entry]).await;
     let to = sshd.directory().join("from-scp");
     let theirs = timed(
@@ -124,7 +129,10 @@ async fn kiln_steps(sshd: &Sshd, port: u16) -> Duration {
 
 fn plan_of_no_ops(directory: &Path) -> Plan {
     let step = "[[provision]]\nuse = \"shell\"\ninline = \"true\"\n";
-    let text = format!("[image]\nname = \"bench\"\nversion = \"1\"\n[base.debian]\nsuite = \"bookworm\"\n{}", step.repeat(STEPS));
+    let text = format!(
+        "[image]\nname = \"bench\"\nversion = \"1\"\n[base.debian]\nsuite = \"bookworm\"\n{}",
+        step.repeat(STEPS)
+    );
     let facts = HostFacts::for_template(directory);
     let entry = TemplateText { name: directory.join("template.toml").display().to_string(), text };
     let inputs = Inputs::default();

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     base::{self, BaseContext, DiskFormat},
     check::{CheckRun, run_checks},
-    qemu::{self, VmHost, VmSpec},
+    qemu::{self, CalibrationHost, VmHost, VmSpec},
 };
 
 mod artifact;
@@ -144,11 +144,13 @@ async fn run(
     let host = VmHost { dirs, guard, ledger, events, clock: clock.as_ref(), cancel };
 
     let wanted = context.accelerator.unwrap_or(machine.accelerator);
-    let calibration = qemu::calibrate(wanted, &host);
+    let calibration_host = CalibrationHost::new(dirs, events, clock.as_ref(), cancel);
+    let calibration = async { qemu::calibrate(wanted, &calibration_host).await.map_err(BakeError::boot) };
     let calibration = journal
-        .phase(Phase::Calibrate, "accelerator", calibration, |found| format!("{}: {}", found.accelerator.name(), found.reason))
-        .await
-        .map_err(BakeError::Boot)?;
+        .phase(Phase::Calibrate, "accelerator", calibration, |found| {
+            format!("{}: {}", found.accelerator.name(), found.reason)
+        })
+        .await?;
 
     let base_context = BaseContext {
         dirs: dirs.clone(),
@@ -171,9 +173,10 @@ async fn run(
     };
     let boot = async { qemu::boot(spec.clone(), host).await.map_err(BakeError::boot) };
     let vm = journal.phase(Phase::Boot, &base.record.name, boot, |_| "the guest answers over SSH".to_owned()).await?;
-    let keys = vm.keys();
+    let keys = vm.keys().clone();
 
-    if let Err(error) = guest::work(plan, context, clock.as_ref(), journal, vm.guest(), &keys, ledger.directory()).await {
+    if let Err(error) = guest::work(plan, context, clock.as_ref(), journal, vm.guest(), &keys, ledger.directory()).await
+    {
         // A full disk on this machine stops the guest in the middle of whatever it was doing.
         let error = vm.host_disk_error().map_or(error, |reason| BakeError::HostDisk { reason });
         let keep = keeps(context, &error).await;

@@ -20,7 +20,7 @@ use kiln_core::{
     event::Events,
     plan::{Login, QemuMachine},
 };
-use kiln_io::{dirs::Dirs, guard::Guard, ledger::Ledger, time::Clock};
+use kiln_io::{dirs::Dirs, guard::Guard, keys::KeyPair, ledger::Ledger, time::Clock};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -59,6 +59,15 @@ pub struct VmHost<'a> {
     pub events: &'a dyn Events,
     pub clock: &'a dyn Clock,
     pub cancel: &'a CancellationToken,
+}
+
+/// The keys made for one machine. They must be nowhere on its disk once it is sealed.
+#[derive(Debug, Clone)]
+pub struct LoginKeys {
+    /// What kiln logs in with.
+    pub login: KeyPair,
+    /// What the guest shows.
+    pub host: KeyPair,
 }
 
 /// How this machine emulates best, and how fast.

@@ -4,7 +4,7 @@ use kiln_core::plan::OutputFormat;
 use kiln_io::{
     error::{FsError, ProcessError},
     guard::GuardError,
-    guest::GuestError,
+    guest::{Exit, GuestError},
     ledger::LedgerError,
 };
 use kiln_provision::error::StepError;
@@ -43,8 +43,8 @@ pub enum BakeError {
     ArtifactCheck(#[source] CheckError),
     #[error("the root file system could not be grown to the disk's size")]
     Grow(#[source] GuestError),
-    #[error("growing the root file system exited with {status}: {output}")]
-    GrowFailed { status: String, output: String },
+    #[error("growing the root file system failed ({exit:?}): {output}")]
+    GrowFailed { exit: Exit, output: String },
     #[error("the guest could not be cleaned")]
     Clean(#[source] CleanError),
     #[error("the guest was not shut down cleanly, so its disk is not sealed")]
@@ -58,7 +58,11 @@ pub enum BakeError {
     #[error("the finished disk is not clean: {}", findings.join("; "))]
     Hygiene { findings: Vec<String> },
     #[error("writing the {format:?} file failed")]
-    Output { format: OutputFormat, #[source] source: Box<BakeError> },
+    Output {
+        format: OutputFormat,
+        #[source]
+        source: Box<BakeError>,
+    },
     #[error("the record of the artifact cannot be written")]
     Record(#[source] serde_json::Error),
     #[error("cancelled")]
@@ -114,9 +118,7 @@ impl BakeError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::MissingTools { .. } => "`kiln doctor --install` installs what is missing".to_owned(),
-            Self::Step(_) | Self::Check(_) => {
-                "rerun with `--on-error keep` and look inside with `kiln ssh`".to_owned()
-            }
+            Self::Step(_) | Self::Check(_) => "rerun with `--on-error keep` and look inside with `kiln ssh`".to_owned(),
             Self::ArtifactCheck(_) => {
                 "the check held before the machine was shut down: is the service enabled at boot?".to_owned()
             }

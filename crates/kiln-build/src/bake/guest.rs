@@ -1,13 +1,17 @@
 //! What happens in the running guest: room, steps, checks, cleaning.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use kiln_core::{
-    event::{CheckedOn, Phase},
+    event::{CheckedOn, Phase, Stream},
     plan::Plan,
 };
 use kiln_io::{
-    guest::{Guest, Quiet},
+    guest::{Command, Guest, Output, Quiet},
     time::Clock,
 };
 use kiln_provision::{StepRun, run_step};
@@ -20,6 +24,8 @@ use crate::{
     qemu::LoginKeys,
 };
 
+/// Rewriting a partition table and growing an ext4 takes seconds.
+const GROWING: Duration = Duration::from_secs(300);
 /// Trimming an emulated disk of some ten GiB takes about a minute.
 const CLEANING: Duration = Duration::from_secs(600);
 
@@ -33,7 +39,7 @@ pub(super) async fn work(
     keys: &LoginKeys,
     work: &Path,
 ) -> Result<(), BakeError> {
-    base::grow(guest).await.map_err(BakeError::Grow)?;
+    grow(guest).await?;
     let events = context.events.as_ref();
 
     let mut records = Vec::new();
@@ -51,13 +57,38 @@ pub(super) async fn work(
 
     let run = CheckRun { guest, on: CheckedOn::Guest, events, clock, cancel: &context.cancel };
     let checks = async { run_checks(run, &plan.checks).await.map_err(BakeError::check) };
-    let passed = journal.phase(Phase::Check, "in the guest", checks, |passed| format!("{} passed", passed.len())).await?;
+    let passed =
+        journal.phase(Phase::Check, "in the guest", checks, |passed| format!("{} passed", passed.len())).await?;
     journal.checks.extend(passed);
 
     let cleaning = Cleaning { login_key: Some(keys.login.public.line()), host_name: None, timeout: CLEANING };
     let cleaning = async { clean::clean(guest, &cleaning, &Quiet).await.map_err(BakeError::clean) };
     journal.phase(Phase::Clean, "identities, keys, logs, free space", cleaning, |_| String::new()).await?;
     Ok(())
+}
+
+/// Gives the root file system the whole disk.
+async fn grow(guest: &dyn Guest) -> Result<(), BakeError> {
+    let said = Said::default();
+    let exit = guest.run(&Command::new(base::grow_script(), GROWING), &said).await.map_err(BakeError::grow)?;
+    if exit.success() { Ok(()) } else { Err(BakeError::GrowFailed { exit, output: said.text() }) }
+}
+
+/// Keeps what a short script of ours says, for an error.
+#[derive(Default)]
+struct Said(Mutex<Vec<u8>>);
+
+impl Said {
+    fn text(&self) -> String {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).trim().to_owned()
+    }
+}
+
+impl Output for Said {
+    fn write(&self, _: Stream, bytes: &[u8]) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+    }
 }
 
 fn steps_in_words(plan: &Plan) -> String {

@@ -119,7 +119,9 @@ pub(super) async fn files(
         let file = match format {
             OutputFormat::Raw | OutputFormat::RawZstd => ours(directory, *format, &sealed, context).await,
             OutputFormat::Vmdk => converted(directory, "vmdk", "disk.vmdk", "subformat=streamOptimized", context).await,
-            OutputFormat::Vhd => converted(directory, "vpc", "disk.vhd", "subformat=dynamic,force_size=on", context).await,
+            OutputFormat::Vhd => {
+                converted(directory, "vpc", "disk.vhd", "subformat=dynamic,force_size=on", context).await
+            }
         };
         files.push(file.map_err(|source| BakeError::Output { format: *format, source: Box::new(source) })?);
     }

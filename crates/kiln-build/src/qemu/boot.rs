@@ -15,7 +15,7 @@ use kiln_io::{
 use serde_json::json;
 
 use super::{
-    BootError, Running, VmHost, VmSpec,
+    BootError, LoginKeys, Running, VmHost, VmSpec,
     args::{Files, marker, qemu_args},
     console::{self, Scan},
     login::{self, LoginMaterial},
@@ -49,6 +49,7 @@ pub async fn boot<'a>(spec: VmSpec, host: VmHost<'a>) -> Result<Running<'a>, Boo
             guest,
             qmp,
             overlay_entry,
+            keys: LoginKeys { login: material.login, host: material.host },
         }),
         Err(error) => Err(abandon(&spec, &host, error).await),
     }
@@ -82,7 +83,7 @@ async fn files(spec: &VmSpec, host: &VmHost<'_>, material: &LoginMaterial) -> Re
             "-f",
             "qcow2",
             "-o",
-            "cluster_size=65536,lazy_refcounts=on",
+            "cluster_size=4096,lazy_refcounts=on",
             "-F",
             spec.format.driver(),
             "-b",

@@ -16,7 +16,7 @@ use kiln_io::{
 };
 use serde_json::json;
 
-use super::{BootError, ShutdownError, VmHost, VmSpec, console, qmp::Qmp};
+use super::{BootError, LoginKeys, ShutdownError, VmHost, VmSpec, console, qmp::Qmp};
 
 /// A guest that answers, with its machine.
 pub struct Running<'a> {
@@ -27,6 +27,7 @@ pub struct Running<'a> {
     pub(super) overlay: PathBuf,
     pub(super) overlay_entry: EntryId,
     pub(super) console: PathBuf,
+    pub(super) keys: LoginKeys,
 }
 
 /// The disk of a machine that went down by itself.
@@ -50,6 +51,11 @@ impl fmt::Debug for Running<'_> {
 impl Running<'_> {
     pub fn guest(&self) -> &SshGuest {
         &self.guest
+    }
+
+    /// The keys made for this machine.
+    pub fn keys(&self) -> &LoginKeys {
+        &self.keys
     }
 
     /// The overlay. Not to be read while the machine runs.
