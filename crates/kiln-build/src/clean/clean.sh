@@ -176,6 +176,10 @@ find /var/log -xdev -type f \( -name '*.gz' -o -name '*.xz' -o -name '*.old' -o 
 find /var/log -xdev -type f -size +0 | while read -r log; do
     : >"$log"
 done
+# What still writes login records at shutdown writes them nowhere.
+for log in /var/log/wtmp /var/log/btmp /var/log/lastlog; do
+    [ ! -f "$log" ] || mount --bind /dev/null "$log" 2>/dev/null || true
+done
 for directory in /tmp /var/tmp; do
     find "$directory" -xdev -mindepth 1 -delete 2>/dev/null
     chmod 1777 "$directory"
