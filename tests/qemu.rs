@@ -1,6 +1,7 @@
 //! A real machine of our own Debian base: boots, runs commands, goes down clean, and leaves nothing when kiln is killed.
 //!
-//! This program has its own `main`, since it plays two parts: the tests and the guard (as the binary does).
+//! This program has its own `main`, since it plays three parts: the tests, the guard (as the binary does) and the kiln
+//! that gets killed.
 
 use std::{
     path::Path,
@@ -10,8 +11,8 @@ use std::{
 };
 
 use kiln_build::{
-    base::{BaseContext, PreparedBase, prepare},
-    qemu::{Accel, BootError, Calibration, Running, VmHost, VmSpec, boot},
+    base::{BaseContext, DiskFormat, PreparedBase, prepare},
+    qemu::{Accel, BootError, Calibration, CalibrationHost, Running, ShutdownError, VmHost, VmSpec, boot, calibrate},
 };
 use kiln_core::{
     ByteSize,
@@ -22,9 +23,9 @@ use kiln_io::{
     dirs::Dirs,
     guard::{self, Guard},
     guest::{Command, Guest as _, Quiet},
-    ledger::Ledger,
-    process::{Limits, Spec, run},
-    time::SystemClock,
+    ledger::{self, Ledger},
+    process::{Identity, Limits, Sink, Spec, kill_group, run, spawn},
+    time::{Attempt, Policy, SystemClock, poll_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     match arguments.get(1).map(String::as_str) {
         Some(guard::VERB) => return guard::run(Path::new(&arguments[2])),
+        Some("play-kiln") => block_on(play_kiln(Path::new(&arguments[2]))),
         Some("--list") => {}
         _ => block_on(all()),
     }
@@ -45,8 +47,17 @@ fn block_on(future: impl Future<Output = ()>) {
 }
 
 async fn all() {
+    calibrates_to_an_accelerator_that_answers().await;
+    a_machine_that_qemu_refuses_shows_its_words_and_the_command().await;
+    a_disk_that_does_not_boot_is_found_out_early().await;
+    a_crash_of_qemu_is_told_with_its_signal().await;
+    a_qemu_that_falls_silent_is_killed().await;
+    cancelling_a_boot_leaves_nothing().await;
+    when_kiln_is_killed_while_booting_nothing_is_left().await;
     let base = base().await;
     boots_runs_and_goes_down_clean(&base).await;
+    a_guest_that_ignores_the_order_to_go_down_is_unclean(&base).await;
+    a_missing_root_file_system_is_found_out_early(&base).await;
 }
 
 #[derive(Debug)]
@@ -83,15 +94,19 @@ fn spec(base: &PreparedBase) -> VmSpec {
         size: 4 << 30,
         login: Login::Credentials,
         kernel: base.kernel.clone(),
-        machine: QemuMachine {
-            memory: ByteSize::gib(1),
-            cpus: 2,
-            disk: ByteSize::gib(4),
-            accelerator: Accelerator::Tcg,
-            boot_timeout: Duration::from_secs(300),
-            shutdown_timeout: Duration::from_secs(120),
-        },
+        machine: machine(),
         calibration: Calibration { accelerator: Accel::Tcg, reason: "the test says so".into(), slowness: 4.0 },
+    }
+}
+
+fn machine() -> QemuMachine {
+    QemuMachine {
+        memory: ByteSize::gib(1),
+        cpus: 2,
+        disk: ByteSize::gib(4),
+        accelerator: Accelerator::Tcg,
+        boot_timeout: Duration::from_secs(300),
+        shutdown_timeout: Duration::from_secs(120),
     }
 }
 
@@ -112,6 +127,10 @@ impl Bench {
     async fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let dirs = dirs(root.path());
+        Self::at(root, dirs).await
+    }
+
+    async fn at(root: tempfile::TempDir, dirs: Dirs) -> Self {
         let ledger = Ledger::open(&dirs, BUILD).unwrap();
         let guard = Guard::spawn(&std::env::current_exe().unwrap(), &dirs, BUILD, &ledger).await.unwrap();
         Self { root, dirs, ledger, guard, clock: SystemClock::new(), cancel: CancellationToken::new() }
@@ -141,6 +160,203 @@ async fn output_of(running: &Running<'_>, script: &str) -> String {
     let exit = running.guest().run(&Command::new(script, Duration::from_secs(120)), &collect).await.unwrap();
     assert!(exit.success(), "{script}: {exit:?}");
     String::from_utf8(collect.0.into_inner().unwrap()).unwrap()
+}
+
+/// A machine with a disk of zeros, which never boots, and quiet enough to be left alone.
+fn empty(root: &Path) -> VmSpec {
+    let disk = root.join("empty.raw");
+    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    VmSpec {
+        name: "vm".into(),
+        build: BUILD.into(),
+        disk,
+        format: DiskFormat::Raw,
+        size: 1 << 20,
+        login: Login::Credentials,
+        kernel: None,
+        machine: machine(),
+        calibration: Calibration { accelerator: Accel::Tcg, reason: "the test says so".into(), slowness: 1.0 },
+    }
+}
+
+/// A machine that stays in its firmware: a boot sector that does nothing for ever.
+fn hanging(root: &Path) -> VmSpec {
+    let spec = empty(root);
+    let mut bytes = vec![0; 1 << 20];
+    // `jmp $`
+    bytes[..2].copy_from_slice(&[0xeb, 0xfe]);
+    bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+    std::fs::write(&spec.disk, bytes).unwrap();
+    spec
+}
+
+fn identity(dirs: &Dirs) -> Option<Identity> {
+    let outstanding = ledger::read(&dirs.build(BUILD)).ok()?.outstanding;
+    outstanding.iter().find_map(|entry| match &entry.resource {
+        ledger::Resource::Process { identity, .. } if entry.what == "VM" => identity.clone(),
+        _ => None,
+    })
+}
+
+async fn until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let policy =
+        Policy { first: Duration::from_millis(10), max: Duration::from_millis(100), deadline: Duration::from_mins(5) };
+    let probe = || {
+        let found = found();
+        async move { found.map_or(Attempt::Again(()), Attempt::Done) }
+    };
+    let found = poll_until(&SystemClock::new(), policy, &CancellationToken::new(), probe).await;
+    found.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// Nothing of the machine is left: no process, no file beside the logs.
+fn assert_nothing_left(dirs: &Dirs, vm: &Identity) {
+    assert!(!vm.alive());
+    assert!(ledger::read(&dirs.build(BUILD)).unwrap().outstanding.is_empty());
+    let entries = std::fs::read_dir(dirs.build(BUILD)).unwrap().flatten();
+    let mut left: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    left.retain(|name| !["guard.log", "ledger.jsonl", "vm.console", "vm.log"].contains(&name.as_str()));
+    assert!(left.is_empty(), "{left:?}");
+}
+
+async fn calibrates_to_an_accelerator_that_answers() {
+    let bench = Bench::new().await;
+    let host = CalibrationHost::new(&bench.dirs, &Say, &bench.clock, &bench.cancel);
+    let start = Instant::now();
+    let first = calibrate(Accelerator::Auto, &host).await.unwrap();
+    say(&format!("calibrated in {:.1?}: {first:?}", start.elapsed()));
+    assert_eq!(calibrate(Accelerator::Auto, &host).await.unwrap(), first);
+    assert_eq!(calibrate(Accelerator::Tcg, &host).await.unwrap().accelerator, Accel::Tcg);
+    match calibrate(Accelerator::Kvm, &host).await {
+        Ok(forced) => assert_eq!(forced.accelerator, Accel::Kvm),
+        Err(BootError::Kvm { reason }) => assert!(first.reason.ends_with(&reason), "{reason}"),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+async fn a_machine_that_qemu_refuses_shows_its_words_and_the_command() {
+    let bench = Bench::new().await;
+    let mut spec = empty(bench.root.path());
+    spec.machine.cpus = 5000;
+    let error = bench.boot(spec).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, BootError::Refused { .. }), "{text}");
+    assert!(text.contains("exited with status 1") && text.contains("CPUs") && text.contains("-smp 5000"), "{text}");
+    bench.guard.close().await.unwrap();
+}
+
+async fn a_disk_that_does_not_boot_is_found_out_early() {
+    let bench = Bench::new().await;
+    let error = bench.boot(empty(bench.root.path())).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, BootError::Stuck { .. }), "{text}");
+    assert!(text.contains("found nothing to boot") && text.contains("    No bootable device."), "{text}");
+    assert!(!bench.guard.close().await.unwrap().failed.iter().any(|_| true));
+}
+
+/// Boots a machine that hangs, and does something to it once it runs.
+async fn meanwhile(bench: &Bench, act: impl FnOnce(&Identity)) -> (BootError, Identity) {
+    let spec = hanging(bench.root.path());
+    let console = bench.dirs.build(BUILD).join("vm.console");
+    let act = async {
+        until("the firmware speaks", || std::fs::metadata(&console).ok().filter(|meta| meta.len() > 0)).await;
+        let vm = identity(&bench.dirs).unwrap();
+        act(&vm);
+        vm
+    };
+    let (result, vm) = tokio::join!(bench.boot(spec), act);
+    (result.unwrap_err(), vm)
+}
+
+async fn signal(vm: &Identity, signal: &str) {
+    let kill = Spec::new("kill").args(["-s", signal, &vm.pid.to_string()]);
+    run(&kill, &Limits::default(), &mut |_, _| {}).await.unwrap();
+}
+
+async fn a_crash_of_qemu_is_told_with_its_signal() {
+    let bench = Bench::new().await;
+    let (error, vm) = meanwhile(&bench, |vm| {
+        let vm = vm.clone();
+        tokio::spawn(async move { signal(&vm, "SEGV").await });
+    })
+    .await;
+    let text = error.to_string();
+    assert!(text.contains("was killed by signal 11") && text.contains("SeaBIOS"), "{text}");
+    bench.guard.close().await.unwrap();
+    assert_nothing_left(&bench.dirs, &vm);
+}
+
+async fn a_qemu_that_falls_silent_is_killed() {
+    let bench = Bench::new().await;
+    let (error, vm) = meanwhile(&bench, |vm| {
+        let vm = vm.clone();
+        tokio::spawn(async move { signal(&vm, "STOP").await });
+    })
+    .await;
+    assert!(matches!(error, BootError::Silent { .. }), "{error}");
+    assert!(!vm.alive());
+    bench.guard.close().await.unwrap();
+    assert_nothing_left(&bench.dirs, &vm);
+}
+
+async fn cancelling_a_boot_leaves_nothing() {
+    let bench = Bench::new().await;
+    let (error, vm) = meanwhile(&bench, |_| bench.cancel.cancel()).await;
+    assert!(matches!(error, BootError::Cancelled), "{error}");
+    bench.guard.close().await.unwrap();
+    assert_nothing_left(&bench.dirs, &vm);
+}
+
+/// The part of a kiln that boots a machine for ever.
+async fn play_kiln(root: &Path) {
+    let bench = Bench::at(tempfile::TempDir::new().unwrap(), dirs(root)).await;
+    let error = bench.boot(hanging(root)).await.unwrap_err();
+    panic!("{error}");
+}
+
+async fn when_kiln_is_killed_while_booting_nothing_is_left() {
+    let root = tempfile::tempdir().unwrap();
+    let dirs = dirs(root.path());
+    let mut kiln = Spec::new(std::env::current_exe().unwrap()).arg("play-kiln").arg(root.path());
+    (kiln.stdout, kiln.stderr) = (Sink::Null, Sink::Append(root.path().join("errors")));
+    let mut kiln = spawn(&kiln).await.unwrap();
+    let vm = until("the machine runs", || identity(&dirs)).await;
+    let console = dirs.build(BUILD).join("vm.console");
+    until("the firmware speaks", || std::fs::metadata(&console).ok().filter(|meta| meta.len() > 0)).await;
+    let listens = || std::fs::read_dir(format!("/proc/{}/fd", vm.pid)).is_ok_and(|entries| entries.count() > 0);
+    assert!(vm.alive() && listens());
+    kill_group(kiln.identity.pid, true);
+    kiln.wait().await.unwrap();
+    until("everything is released", || {
+        ledger::read(&dirs.build(BUILD)).ok().filter(|journal| journal.outstanding.is_empty())
+    })
+    .await;
+    assert_nothing_left(&dirs, &vm);
+    assert_eq!(ledger::survey(&dirs).unwrap(), []);
+}
+
+async fn a_guest_that_ignores_the_order_to_go_down_is_unclean(base: &PreparedBase) {
+    let bench = Bench::new().await;
+    let mut spec = spec(base);
+    spec.machine.shutdown_timeout = Duration::from_secs(5);
+    let running = bench.boot(spec).await.unwrap_or_else(|error| panic!("{error}"));
+    let vm = identity(&bench.dirs).unwrap();
+    output_of(&running, "systemctl mask --runtime poweroff.target && systemctl daemon-reload").await;
+    let error = running.shutdown().await.unwrap_err();
+    assert!(matches!(error, ShutdownError::Ignored { .. }), "{error}");
+    bench.guard.close().await.unwrap();
+    assert_nothing_left(&bench.dirs, &vm);
+}
+
+async fn a_missing_root_file_system_is_found_out_early(base: &PreparedBase) {
+    let bench = Bench::new().await;
+    let mut spec = spec(base);
+    if let Some(kernel) = &mut spec.kernel {
+        kernel.command_line = "root=/dev/none ro rootdelay=1".into();
+    }
+    let error = bench.boot(spec).await.unwrap_err();
+    assert!(matches!(&error, BootError::Stuck { what, .. } if what.contains("initramfs")), "{error}");
+    bench.guard.close().await.unwrap();
 }
 
 async fn boots_runs_and_goes_down_clean(base: &PreparedBase) {

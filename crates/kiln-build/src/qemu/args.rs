@@ -29,7 +29,7 @@ pub fn qemu_args(spec: &VmSpec, files: &Files) -> Vec<OsString> {
     args.option("-display", "none");
     // No QEMU monitor, no shell, no new privileges, whatever a guest does to it.
     args.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    args.option("-machine", "q35,usb=off,vmport=off,hpet=off");
+    args.option("-machine", "q35,usb=off,vmport=off,hpet=off,graphics=off");
     match spec.calibration.accelerator {
         Accel::Kvm => {
             args.option("-accel", "kvm");
@@ -115,3 +115,6 @@ impl Args {
         self.0.extend(names.iter().map(Into::into));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -253,3 +253,25 @@ fn gave_up(gave_up: GaveUp<BootError>) -> BootError {
         GaveUp::Deadline(error) | GaveUp::Stopped(error) => error,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_stage_of_a_boot_has_its_own_words() {
+        let connect =
+            |stage, reason: &str| GuestError::Connect { address: String::new(), stage, reason: reason.into() };
+        let cases = [
+            (connect(Stage::Banner, "silent for 15s"), "no network"),
+            (connect(Stage::Banner, "the connection was closed at once"), "port 22 is closed"),
+            (connect(Stage::Listener, "refused"), "QEMU does not listen"),
+            (connect(Stage::Handshake, "x"), "handshake"),
+            (connect(Stage::Shell, "x"), "shell does not run"),
+        ];
+        for (error, words) in &cases {
+            assert!(stage(error, false).contains(words), "{error}");
+            assert!(stage(error, true).contains("stayed silent"), "{error}");
+        }
+    }
+}

@@ -7,7 +7,7 @@
 //! 7c00  fa                 cli
 //! 7c01  31 c0              xor  ax, ax
 //! 7c03  8e d0              mov  ss, ax
-//! 7c05  bc 00 7c           mov  sp, 0x7c00
+//! 7c05  bc 00 60           mov  sp, 0x6000    ; not the page of the code, or each push has it translated anew
 //! 7c08  b0 4b              mov  al, 'K'
 //! 7c0a  e6 e9              out  0xe9, al
 //! 7c0c  66 b9 xx xx xx xx  mov  ecx, ROUNDS

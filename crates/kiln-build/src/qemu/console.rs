@@ -14,13 +14,12 @@ const TAIL: u64 = 16 << 10;
 const LONGEST: usize = 240;
 
 /// Words on the console after which no guest comes up any more, and what they mean.
-const FATAL: [(&str, &str); 9] = [
+const FATAL: [(&str, &str); 8] = [
     ("Kernel panic - not syncing", "its kernel panicked"),
     ("(initramfs)", "it stopped at the initramfs prompt (is the root file system there?)"),
     ("You are in emergency mode", "it stopped in emergency mode"),
     ("Press Enter for maintenance", "it stopped in emergency mode"),
     ("No bootable device", "the firmware found nothing to boot"),
-    ("Boot failed: not a bootable disk", "the firmware found nothing to boot"),
     ("grub rescue>", "GRUB did not find its files"),
     ("end Kernel panic", "its kernel panicked"),
     ("BdsDxe: No bootable option", "the firmware found nothing to boot"),
