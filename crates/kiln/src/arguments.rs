@@ -19,6 +19,8 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// Bake the images of a template, prove them, and publish them
+    Build(Build),
     /// Report every mistake in a template; changes nothing and needs no network
     Validate(Validate),
     /// Show what a build would do, in order, with the recipe digest; changes nothing
@@ -56,7 +58,7 @@ pub(crate) struct TemplateArguments {
     /// A directory with a `template.toml`, or a TOML file
     #[arg(value_name = "TEMPLATE", default_value = ".")]
     pub(crate) template: PathBuf,
-    /// Set a variable; wins over --var-file and the environment (KILN_VAR_NAME)
+    /// Set a variable; wins over --var-file and the environment (`KILN_VAR_NAME`)
     #[arg(long = "var", value_name = "NAME=VALUE")]
     pub(crate) variables: Vec<String>,
     /// Take variables from a TOML file; a later file wins over an earlier one
@@ -76,6 +78,7 @@ pub(crate) struct RegistryArguments {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub(crate) struct Build {
     #[command(flatten)]
     pub(crate) template: TemplateArguments,

@@ -129,7 +129,7 @@ fn highlight(mistakes: &str, palette: Palette) -> String {
         } else if let Some((gutter, rest)) =
             line.split_once("| ").filter(|(_, rest)| rest.trim_start().starts_with('^'))
         {
-            let _ = write!(text, "{gutter}| {}\n", palette.bad(rest.trim_end()));
+            let _ = writeln!(text, "{gutter}| {}", palette.bad(rest.trim_end()));
         } else {
             text.push_str(line);
         }

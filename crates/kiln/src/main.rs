@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 
 fn run(verb: Verb) -> Outcome {
     match verb {
+        Verb::Build(arguments) => in_runtime(verbs::build::run(arguments)),
         Verb::Validate(arguments) => verbs::validate::run(&arguments),
         Verb::Plan(arguments) => verbs::plan::run(&arguments),
         Verb::Schema => verbs::schema::run(),

@@ -18,7 +18,6 @@ use kiln_core::{
 };
 use kiln_io::time::{Clock as _, SystemClock};
 
-#[allow(unused_imports, reason = "kiln build follows")]
 pub(crate) use self::{
     journal::{EVENTS, Journal, LOG},
     json::Json,

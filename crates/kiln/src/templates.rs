@@ -11,7 +11,7 @@ use kiln_core::{
     plan::Plan,
     template::{self, Template},
 };
-use kiln_provision::HostFacts;
+use kiln_provision::{HostFacts, Library};
 use toml::{Spanned, Value};
 
 use crate::{arguments::TemplateArguments, failure::Failure};
@@ -19,8 +19,16 @@ use crate::{arguments::TemplateArguments, failure::Failure};
 /// Variables from the environment: this and the variable's name in capital letters.
 const PREFIX: &str = "KILN_VAR_";
 
-/// The plans of a template, in the order of its matrix; only those that are meant.
-pub(crate) fn plans(arguments: &TemplateArguments) -> Result<Vec<Plan>, Failure> {
+/// What a template comes to.
+pub(crate) struct Planned {
+    /// In the order of the matrix; only those that are meant.
+    pub(crate) plans: Vec<Plan>,
+    /// Where the provisioners of the plans are.
+    pub(crate) library: Library,
+}
+
+/// Resolves a template.
+pub(crate) fn resolve(arguments: &TemplateArguments) -> Result<Planned, Failure> {
     let path = file(&arguments.template)?;
     let facts = HostFacts::for_template(&path);
     let name = path.display().to_string();
@@ -29,7 +37,7 @@ pub(crate) fn plans(arguments: &TemplateArguments) -> Result<Vec<Plan>, Failure>
     let template = template::load(&entry, &facts).map_err(|mistakes| Failure::template(&mistakes))?;
     let inputs = Inputs { variables: variables(arguments, &template)? };
     let plans = template.plans(&inputs, &facts).map_err(|mistakes| Failure::template(&mistakes))?;
-    only(plans, &arguments.only)
+    Ok(Planned { plans: only(plans, &arguments.only)?, library: facts.library().clone() })
 }
 
 /// The TOML file that is meant by a directory or a file.

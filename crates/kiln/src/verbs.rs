@@ -1,5 +1,6 @@
 //! One module for each verb.
 
+pub(crate) mod build;
 pub(crate) mod clean;
 pub(crate) mod completions;
 pub(crate) mod doctor;

@@ -19,6 +19,8 @@ pub(crate) struct Plain<W> {
     stderr: Lines,
     /// When progress was last shown, and of what.
     shown: Option<(Phase, Duration)>,
+    /// Whether a failure is told elsewhere.
+    live: bool,
 }
 
 impl<W: Write + Send> Plain<W> {
@@ -30,7 +32,18 @@ impl<W: Write + Send> Plain<W> {
             stdout: Lines::default(),
             stderr: Lines::default(),
             shown: None,
+            live: false,
         }
+    }
+
+    /// For a build that runs now, whose failure is printed at its end with everything there is to say about it.
+    pub(crate) fn live(out: W) -> Self {
+        Self { live: true, ..Self::new(out) }
+    }
+
+    /// How many steps there are, where the first event is not shown.
+    pub(crate) const fn expect(&mut self, steps: usize) {
+        self.steps = steps;
     }
 
     fn line(&mut self, at: At, text: &str) {
@@ -81,6 +94,7 @@ impl<W: Write + Send> Renderer for Plain<W> {
             Event::BuildStarted { steps, .. } => self.steps = *steps,
             Event::Output { number, stream, text } => return self.output(at, *number, *stream, text),
             Event::StepFinished { number, .. } => self.finish_output(at, *number),
+            Event::BuildFailed { .. } if self.live => return,
             Event::Progress { phase, done, total, unit } => {
                 return self.progress(at, *phase, &amount(*done, *total, *unit));
             }
@@ -115,7 +129,8 @@ pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
     };
     Some(match event {
         Event::BuildStarted { build, image, recipe, steps, log } => {
-            format!("build {build} of {image}: {steps} steps, recipe {}, log {log}", recipe.short())
+            let plural = if *steps == 1 { "" } else { "s" };
+            format!("build {build} of {image}: {steps} step{plural}, recipe {}, log {log}", recipe.short())
         }
         Event::PhaseStarted { phase, detail: about } => {
             format!("{}: started{}", phase_name(*phase), detail(about, ": "))
@@ -159,10 +174,63 @@ pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
             let how = if *already { "was already published" } else { "published" };
             format!("{image} {version} {how}: disk {}, registry {}", disk.short(), visible(registry))
         }
-        Event::BuildFailed { message, .. } => format!("build failed: {}", visible(message)),
+        Event::BuildFailed { message, causes, .. } => {
+            let causes: String = causes.iter().map(|cause| format!(": {}", visible(cause))).collect();
+            format!("build failed: {}{causes}", visible(message))
+        }
         Event::BuildFinished { build, milliseconds } => {
             format!("build {build} finished in {}", duration(*milliseconds))
         }
         Event::Output { .. } | Event::Progress { .. } => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn shown(events: &[(u64, Event)]) -> String {
+        let mut plain = Plain::new(Vec::new());
+        for (seconds, event) in events {
+            plain.event(At { elapsed: Duration::from_secs(*seconds), wall: SystemTime::UNIX_EPOCH }, event);
+        }
+        String::from_utf8(plain.out).unwrap()
+    }
+
+    fn output(stream: Stream, text: &str) -> Event {
+        Event::Output { number: 2, stream, text: text.to_owned() }
+    }
+
+    #[test]
+    fn output_comes_in_whole_lines_without_control_characters() {
+        let finished = Event::StepFinished { number: 2, name: "x".to_owned(), outcome: Outcome::Ok, milliseconds: 10 };
+        let text = shown(&[
+            (1, output(Stream::Stdout, "one\ntw")),
+            (1, output(Stream::Stderr, "\u{1b}[31mred\u{1b}[0m\n")),
+            (2, output(Stream::Stdout, "o\r\nlast")),
+            (3, finished),
+        ]);
+        assert_eq!(
+            text,
+            "     1.0  2| one\n     1.0  2| red\n     2.0  2| two\n     3.0  2| last\n     3.0  step 2/0 x: ok in 0.0 s\n"
+        );
+    }
+
+    #[test]
+    fn a_long_phase_says_now_and_then_how_far_it_is() {
+        let progress =
+            |done| Event::Progress { phase: Phase::Seal, done, total: 100, unit: kiln_core::event::Unit::Items };
+        let text =
+            shown(&[(0, progress(1)), (5, progress(20)), (10, progress(40)), (15, progress(60)), (20, progress(80))]);
+        assert_eq!(text, "    10.0  seal: 40 % (40 of 100)\n    20.0  seal: 80 % (80 of 100)\n");
+    }
+
+    #[test]
+    fn one_event_is_one_line_whatever_its_text_holds() {
+        let text = shown(&[(0, Event::Warning { message: "a\nb\u{1b}]0;x\u{7}c".to_owned() })]);
+        assert_eq!(text.lines().count(), 1);
+        assert!(!text.trim_end().contains(char::is_control), "{text:?}");
+    }
 }

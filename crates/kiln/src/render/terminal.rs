@@ -40,6 +40,7 @@ pub(crate) struct Terminal {
 struct Active {
     bar: ProgressBar,
     name: String,
+    about: String,
     /// What the bar counts, once something was counted.
     counting: Option<(Unit, bool)>,
 }
@@ -67,11 +68,13 @@ impl Terminal {
     /// `✓ boot                  ssh answers                     12.3 s`
     fn print_finished(&self, mark: &str, name: &str, about: &str, took: Option<u64>) {
         let took = took.map(duration).unwrap_or_default();
-        let room = width().saturating_sub(NAME + took.chars().count() + 4);
+        // A long name takes room from what stands beside it.
+        let name = truncate_str(name, width() / 2, "…");
+        let name = if measure_text_width(&name) < NAME { pad(&name) } else { format!("{name}  ") };
+        let room = width().saturating_sub(measure_text_width(&name) + took.chars().count() + 4);
         let about = visible(about).replace('\n', " ");
         let about = truncate_str(&about, room, "…");
         let gap = " ".repeat(room.saturating_sub(measure_text_width(&about)));
-        let name = pad(name);
         self.print(&format!("{mark} {name}{}{gap} {}", self.palette.faint(&about), took));
     }
 
@@ -80,9 +83,10 @@ impl Terminal {
         let bar = self.bars.add(ProgressBar::new_spinner());
         bar.set_style(style("{spinner} {prefix}{wide_msg} {elapsed:>5}"));
         bar.set_prefix(pad(name));
-        bar.set_message(visible(about).replace('\n', " "));
+        let about = visible(about).replace('\n', " ");
+        bar.set_message(about.clone());
         bar.enable_steady_tick(TICK);
-        self.active = Some(Active { bar, name: name.to_owned(), counting: None });
+        self.active = Some(Active { bar, name: name.to_owned(), about, counting: None });
     }
 
     fn stop(&mut self) {
@@ -147,12 +151,13 @@ impl Terminal {
     }
 
     fn finish_step(&mut self, number: usize, name: &str, outcome: Outcome, took: u64) {
+        let about = self.active.as_ref().map(|active| active.about.clone()).unwrap_or_default();
         let label = format!("{number}/{} {}", self.steps, visible(name));
         // What the step said last stays on the screen when it failed.
         let tail: Vec<_> = self.recent.iter().cloned().chain(self.stderr.unfinished()).collect();
         self.stop();
         match outcome {
-            Outcome::Ok => self.print_finished(&self.palette.good("✓"), &label, "", Some(took)),
+            Outcome::Ok => self.print_finished(&self.palette.good("✓"), &label, &about, Some(took)),
             Outcome::Skipped => self.print_finished(&self.palette.faint("-"), &label, "skipped", None),
             Outcome::Failed => {
                 self.print_finished(&self.palette.bad("✗"), &label, "failed", Some(took));
@@ -167,7 +172,8 @@ impl Terminal {
         match event {
             Event::BuildStarted { build, image, recipe, steps, .. } => {
                 self.steps = *steps;
-                let about = format!("build {build}, {steps} steps, recipe {}", recipe.short());
+                let plural = if *steps == 1 { "" } else { "s" };
+                let about = format!("build {build}, {steps} step{plural}, recipe {}", recipe.short());
                 self.print(&format!(
                     "{} {}",
                     self.palette.strong(&format!("baking {image}")),
@@ -179,14 +185,11 @@ impl Terminal {
             | Event::PhaseFinished { phase: Phase::Provision, .. } => {}
             Event::PhaseStarted { phase, detail } => self.start(phase_name(*phase), detail),
             Event::PhaseFinished { phase, milliseconds, detail } => {
-                let mut name = phase_name(*phase).to_owned();
+                let name = phase_name(*phase);
                 if self.active.as_ref().is_some_and(|active| active.name == name) {
                     self.stop();
                 }
-                if name.is_empty() {
-                    name = "phase".to_owned();
-                }
-                self.print_finished(&self.palette.good("✓"), &name, detail, Some(*milliseconds));
+                self.print_finished(&self.palette.good("✓"), name, detail, Some(*milliseconds));
             }
             Event::Progress { phase, done, total, unit } => self.progress(*phase, *done, *total, *unit),
             Event::StepStarted { number, name, provisioner } => {

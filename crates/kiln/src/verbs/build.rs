@@ -6,7 +6,10 @@ mod place;
 use std::{
     env,
     io::{self, IsTerminal as _},
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use kiln_build::bake::{BakeContext, BakeError, Baked, OnError, bake};
@@ -16,9 +19,11 @@ use kiln_core::{
 };
 use kiln_io::{
     dirs::Dirs,
-    ledger::{self, Choice, Condition},
+    guest::Access,
+    ledger::{self, BuildReport, Choice, Condition},
     random,
 };
+use kiln_provision::Library;
 use kiln_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +33,8 @@ use crate::{
     output,
     render::{Broadcast, Journal, Json, Plain, Renderer, Terminal},
     signals::Interruption,
-    surroundings, templates,
+    surroundings,
+    templates::{self, Planned},
     verbs::{clean, doctor},
 };
 
@@ -38,6 +44,7 @@ struct Session {
     dirs: Dirs,
     registry: Option<Registry>,
     interruption: Interruption,
+    library: Arc<Library>,
     /// This program, which also runs as the guard of each build.
     kiln: std::path::PathBuf,
 }
@@ -55,7 +62,7 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
             Failure::usage("`--on-error ask` needs a terminal").hint("use `--on-error keep` or `--on-error clean`")
         );
     }
-    let plans = templates::plans(&arguments.template)?;
+    let Planned { plans, library } = templates::resolve(&arguments.template)?;
     let dirs = surroundings::dirs()?;
     let registry = if arguments.no_publish { None } else { Some(surroundings::registry(&arguments.registry)?) };
     if let Some(output) = &arguments.output {
@@ -67,7 +74,8 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
     release_interrupted(&dirs)?;
     let kiln = env::current_exe()
         .map_err(|error| Failure::new("cannot find kiln's own program").because(error.to_string()))?;
-    let session = Session { arguments, dirs, registry, interruption: Interruption::listen()?, kiln };
+    let session =
+        Session { arguments, dirs, registry, interruption: Interruption::listen()?, library: Arc::new(library), kiln };
     let (mut done, mut failed) = (0, 0);
     for plan in &plans {
         match session.member(plan).await? {
@@ -107,7 +115,9 @@ impl Session {
         let unwritten = Arc::new(OnceLock::new());
         let journal = Journal::begin(&self.dirs.build(&build), cancel.clone(), unwritten.clone())?;
         let events = Arc::new(Broadcast::new(vec![self.face(), Box::new(journal)]));
-        let work = self.bake_and_publish(plan, &build, &events, cancel);
+        // A person who was asked what to do about the failure has read it.
+        let told = Arc::new(AtomicBool::new(false));
+        let work = self.bake_and_publish(plan, &build, &events, cancel, &told);
         tokio::pin!(work);
         let result = tokio::select! {
             result = &mut work => result,
@@ -121,7 +131,7 @@ impl Session {
         match result {
             Ok(()) => Ok(Member::Done),
             Err(failure) => {
-                let failure = if self.interruption.happened() { self.interrupted(&build) } else { failure };
+                let failure = if self.interruption.happened() { interrupted(&build) } else { failure };
                 events.emit(Event::BuildFailed {
                     message: failure.message.clone(),
                     causes: failure.causes.clone(),
@@ -129,7 +139,9 @@ impl Session {
                     left: self.left(&build),
                 });
                 events.rest();
-                output::complain(&failure);
+                if !told.load(Ordering::Relaxed) {
+                    output::complain(&failure);
+                }
                 self.say_what_is_left(&build);
                 Ok(if self.interruption.happened() { Member::Interrupted } else { Member::Failed })
             }
@@ -143,7 +155,7 @@ impl Session {
         } else if io::stderr().is_terminal() && env::var_os("TERM").is_some_and(|term| term != "dumb") {
             Box::new(Terminal::new())
         } else {
-            Box::new(Plain::new(io::stderr()))
+            Box::new(Plain::live(io::stderr()))
         }
     }
 
@@ -153,6 +165,7 @@ impl Session {
         build: &str,
         events: &Arc<Broadcast>,
         cancel: CancellationToken,
+        told: &Arc<AtomicBool>,
     ) -> Result<(), Failure> {
         let context = BakeContext {
             dirs: self.dirs.clone(),
@@ -162,13 +175,17 @@ impl Session {
             on_error: match self.arguments.on_error {
                 arguments::OnError::Clean => OnError::Clean,
                 arguments::OnError::Keep => OnError::Keep,
-                arguments::OnError::Ask => {
-                    OnError::Ask(Arc::new(ask::Person::new(events.clone(), self.dirs.build(build), cancel.clone())))
-                }
+                arguments::OnError::Ask => OnError::Ask(Arc::new(ask::Person {
+                    events: events.clone(),
+                    directory: self.dirs.build(build),
+                    cancel: cancel.clone(),
+                    told: told.clone(),
+                })),
             },
             kiln: self.kiln.clone(),
             accelerator: self.arguments.accelerator.map(accelerator),
             boot_test: !self.arguments.no_boot_test,
+            library: self.library.clone(),
         };
         // In a task of its own, so that a panic in there becomes a failure out here.
         let baking = {
@@ -191,7 +208,9 @@ impl Session {
             milliseconds: u64::try_from(events.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
         events.rest();
-        said.iter().for_each(|line| output::talk(line));
+        for line in &said {
+            output::talk(line);
+        }
         Ok(())
     }
 
@@ -210,35 +229,38 @@ impl Session {
         events.rest();
         match self.held(build) {
             Some(held) => {
-                output::talk(&format!("left: {held} of build {build}; `kiln clean` releases what is still there"))
+                output::talk(&format!("left: {held} of build {build}; `kiln clean` releases what is still there"));
             }
             None => output::talk("left: nothing"),
         }
         std::process::exit(i32::from(Exit::Interrupted.number()));
     }
 
-    fn interrupted(&self, build: &str) -> Failure {
-        Failure::new(format!("build {build} was interrupted")).exit(Exit::Interrupted)
-    }
-
     fn say_what_is_left(&self, build: &str) {
-        match self.held(build) {
-            Some(held) => output::talk(&format!("left: {held} of build {build}; `kiln clean {build}` releases it")),
+        let report = self.report(build);
+        match report.map(|report| report.summary()) {
             None => output::talk("left: nothing"),
+            Some(held) if self.dirs.build(build).join(Access::FILE).exists() => {
+                output::talk(&format!("kept: {held}"));
+                output::talk(&format!("  kiln ssh {build}    looks inside"));
+                output::talk(&format!("  kiln clean {build}  releases it"));
+            }
+            Some(held) => output::talk(&format!("left: {held}; `kiln clean {build}` releases it")),
         }
     }
 
     /// What the build holds, in words.
     fn held(&self, build: &str) -> Option<String> {
+        self.report(build).map(|report| report.summary())
+    }
+
+    fn report(&self, build: &str) -> Option<BuildReport> {
         let reports = ledger::survey(&self.dirs).ok()?;
-        let report = reports.into_iter().find(|report| report.build == build)?;
-        Some(report.summary()).filter(|summary| !summary.is_empty())
+        reports.into_iter().find(|report| report.build == build && !report.found.is_empty())
     }
 
     fn left(&self, build: &str) -> Vec<String> {
-        let reports = ledger::survey(&self.dirs).unwrap_or_default();
-        let of_build = reports.into_iter().filter(|report| report.build == build);
-        of_build.flat_map(|report| report.found).map(|outstanding| outstanding.what).collect()
+        self.report(build).into_iter().flat_map(|report| report.found).map(|outstanding| outstanding.what).collect()
     }
 }
 
@@ -248,6 +270,10 @@ const fn accelerator(given: arguments::Accelerator) -> Accelerator {
         arguments::Accelerator::Kvm => Accelerator::Kvm,
         arguments::Accelerator::Tcg => Accelerator::Tcg,
     }
+}
+
+fn interrupted(build: &str) -> Failure {
+    Failure::new(format!("build {build} was interrupted")).exit(Exit::Interrupted)
 }
 
 fn from_bake(error: &BakeError) -> Failure {

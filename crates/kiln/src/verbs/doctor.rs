@@ -3,7 +3,10 @@
 mod apt;
 mod checks;
 
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::{
+    fmt::Write as _,
+    io::{self, BufRead as _, IsTerminal as _, Write as _},
+};
 
 use kiln_io::process::{self, Limits, Spec, run_attached, run_to_end};
 use serde_json::json;
@@ -47,12 +50,12 @@ fn report(checks: &[Check], palette: Palette) -> String {
             Status::Missing => palette.bad("missing "),
             Status::Optional => palette.warn("optional"),
         };
-        text.push_str(&format!("{word}  {:<width$}  {}\n", check.name, check.detail));
+        let _ = writeln!(text, "{word}  {:<width$}  {}", check.name, check.detail);
         if check.status != Status::Ok {
-            text.push_str(&format!("{:10}{:<width$}  {}\n", "", "", palette.faint(&check.purpose)));
+            let _ = writeln!(text, "{:10}{:<width$}  {}", "", "", palette.faint(&check.purpose));
         }
         if let Some(remedy) = &check.remedy {
-            text.push_str(&format!("{:10}{:<width$}  {}\n", "", "", palette.faint(remedy)));
+            let _ = writeln!(text, "{:10}{:<width$}  {}", "", "", palette.faint(remedy));
         }
     }
     text

@@ -85,7 +85,7 @@ async fn convert(
         "raw" => write_raw(source, temporary.0.clone(), cancel).await?,
         "vmdk" => qemu_img(&source, &temporary.0, &["-O", "vmdk", "-o", "subformat=streamOptimized"], cancel).await?,
         "vhd" => {
-            qemu_img(&source, &temporary.0, &["-O", "vpc", "-o", "subformat=dynamic,force_size=on"], cancel).await?
+            qemu_img(&source, &temporary.0, &["-O", "vpc", "-o", "subformat=dynamic,force_size=on"], cancel).await?;
         }
         _ => {
             return Err(Failure::from(unknown())

@@ -23,9 +23,10 @@ pub(crate) fn run(arguments: &Fmt) -> Outcome {
             changed.push(name);
         }
     }
-    changed.iter().for_each(|name| {
-        output::talk(&format!("{}{name}", if arguments.check { "would change " } else { "changed " }))
-    });
+    let word = if arguments.check { "would change" } else { "changed" };
+    for name in &changed {
+        output::talk(&format!("{word} {name}"));
+    }
     if arguments.check && !changed.is_empty() { Ok(Exit::Failed) } else { Ok(Exit::Done) }
 }
 

@@ -130,6 +130,9 @@ impl Reader {
             _ => None,
         };
         if self.step.is_some() && of != self.step {
+            if let Event::BuildStarted { steps, .. } = &entry.event {
+                self.plain.expect(*steps);
+            }
             return Ok(());
         }
         self.shown = true;

@@ -7,7 +7,7 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &Plan) -> Outcome {
-    let plans = templates::plans(&arguments.template)?;
+    let plans = templates::resolve(&arguments.template)?.plans;
     if arguments.json {
         output::json(&plans)?;
     } else {

@@ -7,7 +7,7 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &Validate) -> Outcome {
-    let plans = templates::plans(&arguments.template)?;
+    let plans = templates::resolve(&arguments.template)?.plans;
     let names: Vec<_> = plans.iter().map(|plan| plan.image.to_string()).collect();
     let count = names.len();
     output::talk(&format!("valid: {count} image{} ({})", if count == 1 { "" } else { "s" }, names.join(", ")));

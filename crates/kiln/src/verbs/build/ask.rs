@@ -3,7 +3,10 @@
 use std::{
     io::{self, BufRead as _, Write as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -16,17 +19,13 @@ use crate::{failure::Failure, output, render::Broadcast, verbs::ssh};
 /// Somebody at the terminal.
 #[derive(Debug)]
 pub(super) struct Person {
-    events: Arc<Broadcast>,
+    pub(super) events: Arc<Broadcast>,
     /// The build's directory.
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     /// Somebody who presses Ctrl-C does not want to answer.
-    cancel: CancellationToken,
-}
-
-impl Person {
-    pub(super) const fn new(events: Arc<Broadcast>, directory: PathBuf, cancel: CancellationToken) -> Self {
-        Self { events, directory, cancel }
-    }
+    pub(super) cancel: CancellationToken,
+    /// Set when the failure was shown.
+    pub(super) told: Arc<AtomicBool>,
 }
 
 /// Asks until the answer is one of the three.
@@ -60,7 +59,8 @@ fn look_inside(directory: &Path) {
 impl Ask for Person {
     async fn keep(&self, error: &BakeError) -> bool {
         self.events.rest();
-        output::complain(&super::from_bake(error));
+        output::complain(&Failure { hint: None, ..super::from_bake(error) });
+        self.told.store(true, Ordering::Relaxed);
         let directory = self.directory.clone();
         let answer = tokio::task::spawn_blocking(move || decide(&directory));
         tokio::select! {
