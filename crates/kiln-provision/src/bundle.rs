@@ -68,7 +68,7 @@ impl Inputs {
             if tree::input(path)?.digest != input.digest {
                 return Err(BundleError::Changed { what: format!("the input `{}`", input.path) });
             }
-            let target = place(input, path);
+            let target = place(input);
             let mut entries = tree::entries(path, Path::new(&target))?;
             for entry in &mut entries {
                 inline(entry)?;
@@ -144,7 +144,6 @@ pub fn pack(step: &Step, provisioner: &Provisioner, inputs: &Inputs, directory: 
         ("KILN_OPTIONS".to_owned(), inside("options.json")),
         ("KILN_STEP_DIR".to_owned(), directory.to_owned()),
         ("KILN_FILES".to_owned(), inside("files")),
-        ("KILN_STEP_NAME".to_owned(), step.name.clone()),
         ("DEBIAN_FRONTEND".to_owned(), "noninteractive".to_owned()),
     ]);
     env.extend(step.env.clone());
@@ -236,9 +235,10 @@ fn kind(pointer: &str, expected: &'static str) -> BundleError {
     BundleError::Kind { option: pointer.trim_start_matches('/').to_owned(), expected }
 }
 
-/// Where an input lies in the step's directory. It keeps its own name: tools look at extensions, people at messages.
-fn place(input: &Input, path: &Path) -> String {
-    let name = path.file_name().and_then(OsStr::to_str).unwrap_or("input");
+/// Where an input lies in the step's directory. It keeps the name it is written with: tools look at extensions, people at
+/// messages. (Not the name of what a link leads to: the recipe does not know that one.)
+fn place(input: &Input) -> String {
+    let name = Path::new(&input.path).file_name().and_then(OsStr::to_str).unwrap_or("input");
     format!("inputs/{}/{name}", label(&input.option))
 }
 

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
-use std::{fs, path::Path};
+use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_provision::cases;
 use proptest::{
@@ -54,8 +54,8 @@ async fn any_text_round_trips_as_argument_and_environment() {
     let mut env = String::new();
     let mut script = String::from("for argument; do printf '%s\\0' \"$argument\"; done >/args\n: >/env\n");
     for (index, text) in texts.iter().enumerate() {
-        env.push_str(&format!("V{index} = {}\n", quoted(text)));
-        script.push_str(&format!("printf '%s\\0' \"$V{index}\" >>/env\n"));
+        writeln!(env, "V{index} = {}", quoted(text)).unwrap();
+        writeln!(script, "printf '%s\\0' \"$V{index}\" >>/env").unwrap();
     }
     let args: Vec<String> = texts.iter().map(quoted).collect();
     let expected: String = texts.iter().map(|text| plain(text) + "\0").collect();

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::Mutex,
     time::{Duration, SystemTime},
@@ -150,7 +151,7 @@ struct Ran {
 async fn run_in(directory: &Path, step: &str, replies: Vec<Reply>) -> Ran {
     let (plan, facts) = plan(directory, step);
     let (guest, log) = (Told::new(replies), Log::default());
-    let clock = TestClock::at(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+    let clock = TestClock::at(SystemTime::UNIX_EPOCH + Duration::from_hours(500_000));
     let result = run_step(StepRun {
         guest: &guest,
         step: &plan.steps[0],
@@ -282,7 +283,7 @@ async fn a_wanted_reboot_waits_for_the_new_boot() {
 #[tokio::test]
 async fn a_step_that_waits_for_an_answer_shows_the_question_and_its_processes() {
     let tree = "\n  1 sh\n  2  \\_ apt-get install".to_owned();
-    let out = Reply::Error(GuestError::TimedOut { limit: Duration::from_secs(900), tree });
+    let out = Reply::Error(GuestError::TimedOut { limit: Duration::from_mins(15), tree });
     let ran = run(SHELL, vec![out]).await;
     let error = ran.result.unwrap_err();
     let text = error.fault.to_string();
@@ -301,6 +302,22 @@ async fn large_inputs_go_up_for_themselves_to_the_disk_and_are_removed() {
     assert_eq!(uploads[0].0, "/var/tmp/kiln-step-1");
     assert!(uploads[0].1.iter().any(|entry| entry.path == Path::new("inputs/files.0.source/blob")));
     assert!(ran.guest.scripts().last().unwrap().contains("rm -rf /var/tmp/kiln-step-1"));
+}
+
+#[tokio::test]
+async fn programs_go_to_the_disk_under_the_names_the_template_gives_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let tool = directory.path().join("tool-1.2");
+    fs::write(&tool, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    std::os::unix::fs::symlink("tool-1.2", directory.path().join("tool")).unwrap();
+    let ran = run_in(directory.path(), "use = \"shell\"\nfile = \"tool\"", vec![]).await;
+    ran.result.unwrap();
+    let commands = ran.guest.commands.lock().unwrap();
+    let bundle = commands[0].bundle.as_ref().unwrap();
+    assert_eq!(bundle.directory, "/var/tmp/kiln-step-1");
+    assert!(bundle.entries.iter().any(|entry| entry.path == Path::new("inputs/file/tool")));
+    assert_eq!(commands[0].env["KILN_OPT_FILE"], "/var/tmp/kiln-step-1/inputs/file/tool");
 }
 
 #[tokio::test]
