@@ -1,15 +1,26 @@
 //! Real bakes: the binary bakes a template in real QEMU, and stock tools judge what came out.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use kiln_tests::{
     home::Home,
     plain_vm::{Firmware, PlainVm},
 };
 
+/// One machine at a time: two emulated guests on two processors only slow each other down.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Bakes `templates/web`, exports it, and judges the file and two clones of the machine in it with stock tools only.
 #[test]
 fn a_baked_web_server_boots_anywhere_and_serves() {
+    let _turn = alone();
     let home = Home::new("bake-web");
     home.kiln(&["build", "templates/web"]).succeeds();
     let qcow2 = home.path("web.qcow2");
@@ -20,7 +31,7 @@ fn a_baked_web_server_boots_anywhere_and_serves() {
     let one = PlainVm::boot(&qcow2, &home.path("one"), "clone-one", Firmware::Bios);
     let page = Command::new("curl").args(["-sS", "--fail", "--max-time", "60", &one.web()]).output().expect("run curl");
     assert!(page.status.success(), "nginx does not answer: {page:?}\n{}", one.console());
-    assert!(String::from_utf8_lossy(&page.stdout).contains("hello"), "{page:?}");
+    assert!(String::from_utf8_lossy(&page.stdout).contains("baked by kiln"), "{page:?}");
     assert_eq!(one.read("cat /etc/hostname"), "clone-one", "cloud-init follows the seed's metadata");
     // The disk of the template is larger than the base; the file system must have followed.
     assert!(one.read("df --output=size -m / | tail -1").trim().parse::<u64>().expect("a size") > 1500);
@@ -37,6 +48,7 @@ fn a_baked_web_server_boots_anywhere_and_serves() {
 /// A second template, with more in it: hardened, and judged by what `sshd` itself says it does.
 #[test]
 fn the_golden_base_is_hardened_and_publishes_once() {
+    let _turn = alone();
     let home = Home::new("bake-golden");
     home.kiln(&["build", "templates/golden-base"]).succeeds();
     let shown = home.kiln(&["show", "golden-base", "--json"]).succeeds();
