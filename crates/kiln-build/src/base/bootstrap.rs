@@ -186,13 +186,22 @@ fn arguments(bootstrap: &Bootstrap<'_>, essential: &Path, customize: &Path, arch
 }
 
 /// The command as it runs: by itself, or with `ids` in the place of the host's tables of user id ranges.
+/// Either way nothing of it outlives kiln: mmdebstrap's children do not end with it, so they end with their process id
+/// namespace, or by a shell that kills their whole group when the kernel tells it that kiln is gone.
 fn mapped(command: Vec<OsString>, ids: Option<&Path>) -> Spec {
-    let Some(ids) = ids else { return Spec::new(&command[0]).args(&command[1..]) };
-    Spec::new("unshare")
-        .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"])
-        .arg(r#"mount --bind "$0" /etc/subuid && mount --bind "$0" /etc/subgid && exec "$@""#)
-        .arg(ids)
-        .args(command)
+    match ids {
+        Some(ids) => Spec::new("unshare")
+            .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"])
+            .arg(r#"mount --bind "$0" /etc/subuid && mount --bind "$0" /etc/subgid && exec "$@""#)
+            .arg(ids)
+            .args(command),
+        None => {
+            let guard = Spec::new("setpriv").args(["--pdeathsig", "TERM", "sh", "-c"]);
+            let mut guard = guard.args([r#"trap 'kill -KILL 0' TERM; "$@" & wait $!"#, "sh"]).args(command);
+            guard.dies_with_kiln = false;
+            guard
+        }
+    }
 }
 
 /// Counts packages by apt's and dpkg's own lines: each is retrieved, unpacked and set up.
@@ -317,6 +326,7 @@ mod tests {
         let spec = mapped(vec!["mmdebstrap".into(), "a b".into()], Some(Path::new("/tmp/ids")));
         assert!(spec.to_string().starts_with("unshare --mount --pid"), "{spec}");
         assert!(spec.to_string().ends_with("/tmp/ids mmdebstrap 'a b'"), "{spec}");
-        assert_eq!(mapped(vec!["mmdebstrap".into(), "x".into()], None).to_string(), "mmdebstrap x");
+        let spec = mapped(vec!["mmdebstrap".into(), "x".into()], None);
+        assert!(spec.to_string().ends_with(" sh mmdebstrap x") && !spec.dies_with_kiln, "{spec}");
     }
 }
