@@ -236,8 +236,8 @@ pub(crate) struct Doctor {
 
 #[derive(Debug, Args)]
 pub(crate) struct Clean {
-    /// Only this build; a build that was kept is released only when it is named
-    #[arg(value_name = "BUILD")]
+    /// Only this build, or the newest of this image; a build that was kept is released only when it is named
+    #[arg(value_name = "BUILD|IMAGE")]
     pub(crate) build: Option<String>,
     /// Also release what was kept with --on-error keep
     #[arg(long)]

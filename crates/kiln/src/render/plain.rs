@@ -175,8 +175,8 @@ pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
             format!("{image} {version} {how}: disk {}, registry {}", disk.short(), visible(registry))
         }
         Event::BuildFailed { message, causes, .. } => {
-            let causes: String = causes.iter().map(|cause| format!(": {}", visible(cause))).collect();
-            format!("build failed: {}{causes}", visible(message))
+            let chain: Vec<_> = std::iter::once(message).chain(causes).map(|text| visible(text)).collect();
+            format!("build failed: {}", chain.join(": "))
         }
         Event::BuildFinished { build, milliseconds } => {
             format!("build {build} finished in {}", duration(*milliseconds))

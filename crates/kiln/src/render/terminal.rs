@@ -21,6 +21,23 @@ const TAIL: usize = 5;
 const NAME: usize = 22;
 const TICK: Duration = Duration::from_millis(120);
 
+/// The line of a phase or step that runs.
+const MOVING: &str = "{spinner} {prefix}{wide_msg} {elapsed:>5}";
+/// A line of its output.
+const TAIL_LINE: &str = "  {wide_msg}";
+
+/// The line of a phase or step that counts something.
+const fn count_line(unit: Unit, total: u64) -> &'static str {
+    match (unit, total) {
+        (Unit::Bytes, 0) => "{spinner} {prefix}{binary_bytes}  {binary_bytes_per_sec}  {wide_msg} {elapsed:>5}",
+        (Unit::Bytes, _) => {
+            "{spinner} {prefix}{wide_bar} {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  eta {eta}"
+        }
+        (Unit::Items, 0) => "{spinner} {prefix}{pos}  {wide_msg} {elapsed:>5}",
+        (Unit::Items, _) => "{spinner} {prefix}{wide_bar} {pos}/{len}  eta {eta}",
+    }
+}
+
 /// Draws on stderr.
 #[derive(Debug)]
 pub(crate) struct Terminal {
@@ -81,7 +98,7 @@ impl Terminal {
     fn start(&mut self, name: &str, about: &str) {
         self.stop();
         let bar = self.bars.add(ProgressBar::new_spinner());
-        bar.set_style(style("{spinner} {prefix}{wide_msg} {elapsed:>5}"));
+        bar.set_style(style(MOVING));
         bar.set_prefix(pad(name));
         let about = visible(about).replace('\n', " ");
         bar.set_message(about.clone());
@@ -111,14 +128,7 @@ impl Terminal {
         let counting = Some((unit, total > 0));
         if active.counting != counting {
             active.counting = counting;
-            active.bar.set_style(style(match (unit, total) {
-                (Unit::Bytes, 0) => "{spinner} {prefix}{binary_bytes}  {binary_bytes_per_sec}  {wide_msg} {elapsed:>5}",
-                (Unit::Bytes, _) => {
-                    "{spinner} {prefix}{wide_bar} {percent:>3} %  {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  eta {eta}"
-                }
-                (Unit::Items, 0) => "{spinner} {prefix}{pos}  {wide_msg} {elapsed:>5}",
-                (Unit::Items, _) => "{spinner} {prefix}{wide_bar} {pos}/{len}  eta {eta}",
-            }));
+            active.bar.set_style(style(count_line(unit, total)));
         }
         if total > 0 {
             active.bar.set_length(total);
@@ -142,7 +152,7 @@ impl Terminal {
         let shown = &shown[shown.len().saturating_sub(TAIL)..];
         while self.tail.len() < shown.len() {
             let bar = self.bars.add(ProgressBar::new_spinner());
-            bar.set_style(style("  {wide_msg}"));
+            bar.set_style(style(TAIL_LINE));
             self.tail.push(bar);
         }
         for (bar, line) in self.tail.iter().zip(shown) {
@@ -219,7 +229,11 @@ impl Terminal {
                 self.print_finished(&mark, &format!("  {id} {level}"), &format!("{path}: {detail}{note}"), None);
             }
             Event::Warning { message } => {
-                self.print(&format!("{} {}", self.palette.warn("! warning:"), visible(message)));
+                // Cut off, a warning would lose its end, which says what it means.
+                for (number, line) in wrapped(&visible(message), width() - 12).iter().enumerate() {
+                    let lead = if number == 0 { self.palette.warn("! warning:") } else { " ".repeat(10) };
+                    self.print(&format!("{lead} {line}"));
+                }
             }
             Event::Sealed { disk, bytes, .. } => {
                 let about = format!("disk {}, {}", disk.short(), ByteSize(*bytes).approximate());
@@ -276,6 +290,43 @@ fn pad(name: &str) -> String {
     format!("{name}{}", " ".repeat(NAME - measure_text_width(&name)))
 }
 
+/// The text in lines of at most `width` columns, broken between words.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let last = lines.len() - 1;
+        if lines[last].is_empty() {
+            lines[last].push_str(word);
+        } else if measure_text_width(&lines[last]) + 1 + measure_text_width(word) <= width {
+            lines[last].push(' ');
+            lines[last].push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
 fn width() -> usize {
     usize::from(Term::stderr().size().1).clamp(40, 160)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_warnings_are_broken_between_words() {
+        assert_eq!(wrapped("a warning of some length", 10), ["a warning", "of some", "length"]);
+        assert_eq!(wrapped("", 10), [""]);
+        assert_eq!(wrapped("endlesslylongword x", 5), ["endlesslylongword", "x"]);
+    }
+
+    #[test]
+    fn every_template_of_a_line_is_one() {
+        for (unit, total) in [(Unit::Bytes, 0), (Unit::Bytes, 1), (Unit::Items, 0), (Unit::Items, 1)] {
+            assert!(ProgressStyle::with_template(count_line(unit, total)).is_ok());
+        }
+        assert!(ProgressStyle::with_template(MOVING).is_ok() && ProgressStyle::with_template(TAIL_LINE).is_ok());
+    }
 }

@@ -99,7 +99,7 @@ fn release_interrupted(dirs: &Dirs) -> Result<(), Failure> {
     let survey = ledger::survey(dirs).map_err(|error| Failure::of(&error))?;
     let interrupted: Vec<_> = survey.iter().filter(|report| report.condition == Condition::Interrupted).collect();
     for report in interrupted {
-        output::talk(&format!("found interrupted build {}: {}", report.build, report.summary()));
+        output::talk(&format!("found interrupted build {}: {}", report.build, clean::brief(report)));
         let choice = Choice { kept: false, build: Some(report.build.clone()) };
         for released in ledger::reap(dirs, &choice).map_err(|error| Failure::of(&error))? {
             output::talk(&clean::describe(&released, &choice, false));
@@ -117,8 +117,7 @@ impl Session {
         let events = Arc::new(Broadcast::new(vec![self.face(), Box::new(journal)]));
         // A person who was asked what to do about the failure has read it.
         let told = Arc::new(AtomicBool::new(false));
-        let work = self.bake_and_publish(plan, &build, &events, cancel, &told);
-        tokio::pin!(work);
+        let mut work = Box::pin(self.bake_and_publish(plan, &build, &events, cancel, &told));
         let result = tokio::select! {
             result = &mut work => result,
             () = self.announce_stop(&events, &build) => self.leave_at_once(&events, &build),
@@ -131,7 +130,11 @@ impl Session {
         match result {
             Ok(()) => Ok(Member::Done),
             Err(failure) => {
-                let failure = if self.interruption.happened() { interrupted(&build) } else { failure };
+                let mut failure = if self.interruption.happened() { interrupted(&build) } else { failure };
+                if self.kept(&build) {
+                    failure.hint =
+                        Some(format!("look inside with `kiln ssh {build}`, release it with `kiln clean {build}`"));
+                }
                 events.emit(Event::BuildFailed {
                     message: failure.message.clone(),
                     causes: failure.causes.clone(),
@@ -190,7 +193,7 @@ impl Session {
         // In a task of its own, so that a panic in there becomes a failure out here.
         let baking = {
             let plan = plan.clone();
-            tokio::spawn(async move { bake(&plan, &context).await })
+            tokio::spawn(async move { Box::pin(bake(&plan, &context)).await })
         };
         let Baked { artifact, directory, guard } = match baking.await {
             Ok(baked) => baked.map_err(|error| from_bake(&error))?,
@@ -237,21 +240,21 @@ impl Session {
     }
 
     fn say_what_is_left(&self, build: &str) {
-        let report = self.report(build);
-        match report.map(|report| report.summary()) {
+        match self.held(build) {
             None => output::talk("left: nothing"),
-            Some(held) if self.dirs.build(build).join(Access::FILE).exists() => {
-                output::talk(&format!("kept: {held}"));
-                output::talk(&format!("  kiln ssh {build}    looks inside"));
-                output::talk(&format!("  kiln clean {build}  releases it"));
-            }
+            Some(held) if self.kept(build) => output::talk(&format!("kept: {held}")),
             Some(held) => output::talk(&format!("left: {held}; `kiln clean {build}` releases it")),
         }
     }
 
     /// What the build holds, in words.
     fn held(&self, build: &str) -> Option<String> {
-        self.report(build).map(|report| report.summary())
+        self.report(build).map(|report| clean::brief(&report))
+    }
+
+    /// Whether the machine of a build was left for a person.
+    fn kept(&self, build: &str) -> bool {
+        self.dirs.build(build).join(Access::FILE).exists()
     }
 
     fn report(&self, build: &str) -> Option<BuildReport> {

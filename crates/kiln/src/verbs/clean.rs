@@ -1,6 +1,7 @@
 //! `kiln clean`: releases what interrupted builds left, and old cached things on request.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -9,22 +10,30 @@ use std::{
 use kiln_core::ByteSize;
 use kiln_io::{
     dirs::Dirs,
-    ledger::{self, BuildReport, Choice, Condition},
+    ledger::{self, BuildReport, Choice, Condition, Resource},
 };
 
 use crate::{
     arguments::Clean,
+    builds,
     failure::{Exit, Failure, Outcome},
     output, surroundings,
 };
 
 pub(crate) fn run(arguments: &Clean) -> Outcome {
     let dirs = surroundings::dirs()?;
-    let choice = Choice { kept: arguments.kept || arguments.build.is_some(), build: arguments.build.clone() };
+    let build = match &arguments.build {
+        // An image's name means its newest build; what is not known by its events may still have a ledger.
+        Some(which) => {
+            builds::find(&dirs, Some(which), |_| true)?.map_or_else(|| Some(which.clone()), |build| Some(build.id))
+        }
+        None => None,
+    };
+    let choice = Choice { kept: arguments.kept || build.is_some(), build };
     let reports = if arguments.dry_run { ledger::survey(&dirs) } else { ledger::reap(&dirs, &choice) };
     let mut reports = reports.map_err(|error| Failure::of(&error))?;
     reports.retain(|report| choice.build.as_ref().is_none_or(|build| *build == report.build));
-    if let (Some(build), true) = (&arguments.build, reports.is_empty()) {
+    if let (Some(build), true) = (&choice.build, reports.is_empty()) {
         output::talk(&format!("build {build} has nothing to release"));
     }
     let mut complete = true;
@@ -43,7 +52,7 @@ pub(crate) fn run(arguments: &Clean) -> Outcome {
 
 /// `build b-1: released 1 VM, 1 overlay`
 pub(crate) fn describe(report: &BuildReport, choice: &Choice, dry: bool) -> String {
-    let found = report.summary();
+    let found = brief(report);
     let build = &report.build;
     match &report.condition {
         Condition::Alive => format!("build {build} is running: {found}"),
@@ -59,6 +68,22 @@ pub(crate) fn describe(report: &BuildReport, choice: &Choice, dry: bool) -> Stri
             format!("build {build}: released {} of {found}; left: {}", report.released, report.failed.join("; "))
         }
     }
+}
+
+/// `1 VM, 1 guard, 7 files`: programs by name, since they matter; of the rest only how much there is.
+pub(crate) fn brief(report: &BuildReport) -> String {
+    let mut programs = BTreeMap::<&str, usize>::new();
+    let mut files = 0;
+    for outstanding in &report.found {
+        match outstanding.resource {
+            Resource::Process { .. } => *programs.entry(&outstanding.what).or_default() += 1,
+            Resource::File { .. } | Resource::Directory { .. } => files += 1,
+        }
+    }
+    let counted = programs.into_iter().chain((files > 0).then_some(("file", files)));
+    let plural = |count| if count == 1 { "" } else { "s" };
+    let parts: Vec<_> = counted.map(|(what, count)| format!("{count} {what}{}", plural(count))).collect();
+    parts.join(", ")
 }
 
 /// Removes what the cache holds in its subdirectories, and the logs of builds that are over, if it was not touched for

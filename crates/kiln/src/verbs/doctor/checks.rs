@@ -163,7 +163,7 @@ async fn kvm(dirs: &Dirs) -> Check {
             let remedy = found
                 .reason
                 .contains("ermission")
-                .then(|| "sudo usermod --append --groups kvm $USER, then log in again");
+                .then_some("sudo usermod --append --groups kvm $USER, then log in again");
             (Status::Optional, format!("{}; machines are emulated", found.reason), remedy)
         }
         Err(error) => (Status::Optional, format!("not measured: {error}"), None),
