@@ -1,5 +1,7 @@
 //! Real bakes: the binary bakes a template in real QEMU, and stock tools judge what came out.
 
+#![expect(clippy::disallowed_methods, reason = "tests drive stock programs as a user would")]
+
 use std::{
     fs,
     process::Command,
