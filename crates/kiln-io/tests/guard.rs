@@ -3,6 +3,8 @@
 //! This program has its own `main`, since it plays three parts: the tests, the guard (as the binary does) and the kiln
 //! that gets killed.
 
+#![expect(clippy::unwrap_used, reason = "a test, although without the usual harness")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -90,7 +92,7 @@ fn overlay(dirs: &Dirs, ledger: &Ledger) -> PathBuf {
 /// Waits as long as it takes; a test that hangs here is a guard that does not do its work.
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let policy =
-        Policy { first: Duration::from_millis(5), max: Duration::from_millis(50), deadline: Duration::from_secs(120) };
+        Policy { first: Duration::from_millis(5), max: Duration::from_millis(50), deadline: Duration::from_mins(2) };
     let probe = || {
         let holds = holds();
         async move { if holds { Attempt::Done(()) } else { Attempt::Again(()) } }

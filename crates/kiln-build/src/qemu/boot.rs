@@ -33,7 +33,7 @@ const BOOT_LOOP: u32 = 3;
 const WATCH: Duration = Duration::from_millis(500);
 
 /// Boots a machine and connects to it. On an error the machine is gone; its files are the guard's to release.
-pub async fn boot<'a>(spec: VmSpec, host: VmHost<'a>) -> Result<Running<'a>, BootError> {
+pub async fn boot(spec: VmSpec, host: VmHost<'_>) -> Result<Running<'_>, BootError> {
     let material = login::prepare(host.ledger, &spec.name, &spec.build, spec.login)?;
     let (files, overlay_entry) = files(&spec, &host, &material).await?;
     let qmp = match start(&spec, &host, &files).await {
@@ -91,7 +91,7 @@ async fn files(spec: &VmSpec, host: &VmHost<'_>, material: &LoginMaterial) -> Re
         .arg(&spec.disk)
         .arg(directory.join(&files.overlay))
         .arg(spec.size.to_string());
-    let limits = Limits { deadline: Some(Duration::from_secs(60)), cancel: host.cancel.clone() };
+    let limits = Limits { deadline: Some(Duration::from_mins(1)), cancel: host.cancel.clone() };
     process::run(&spec, &limits, &mut |_, _| {}).await?;
     Ok((files, entry))
 }
@@ -188,7 +188,7 @@ async fn connect(spec: &VmSpec, host: &VmHost<'_>, target: &Target, console: &Pa
                 limit,
                 stage: stage(&source, console.is_empty()),
                 console,
-                source: Some(source),
+                source: Some(Box::new(source)),
             })
         }
     }

@@ -31,7 +31,7 @@ pub(super) const ROUNDS: u32 = 20_000_000;
 pub(super) const SAYS: &[u8] = b"KO";
 /// The exit status that only our code causes.
 pub(super) const EXIT: i32 = (0x10 << 1) | 1;
-/// SeaBIOS wants more than one sector to call it a disk.
+/// `SeaBIOS` wants more than one sector to call it a disk.
 pub(super) const DISK_BYTES: u64 = 1 << 20;
 
 const CODE: [u8; 43] = [

@@ -99,14 +99,13 @@ pub async fn calibrate(asked: Accelerator, host: &CalibrationHost<'_>) -> Result
     };
     let path = host.dirs.cache.join(FILE);
     let now = host.clock.wall().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let measured = match remembered(&path, &key, now) {
-        Some(measured) => measured,
-        None => {
-            let measured = measure(host, key, device, now).await?;
-            let text = serde_json::to_vec_pretty(&measured).unwrap_or_default();
-            write_atomic(&path, &text, 0o600)?;
-            measured
-        }
+    let measured = if let Some(measured) = remembered(&path, &key, now) {
+        measured
+    } else {
+        let measured = measure(host, key, device, now).await?;
+        let text = serde_json::to_vec_pretty(&measured).unwrap_or_default();
+        write_atomic(&path, &text, 0o600)?;
+        measured
     };
     let calibration = decide(asked, &measured)?;
     if asked == Accelerator::Auto && calibration.accelerator == Accel::Tcg {
@@ -173,20 +172,22 @@ async fn measure(
     };
     let kvm = match device {
         Err(reason) => Kvm::Unusable(reason),
-        Ok(()) => {
-            let patience = (tcg * KVM_PATIENCE.0).max(KVM_PATIENCE.1);
-            match run(host, &disk, "kvm", patience).await {
-                Ok(finished) if answered(&finished) => Kvm::Milliseconds(milliseconds(finished.took)),
-                Ok(finished) => Kvm::Unusable(cause(&words(&finished))),
-                Err(ProcessError::TimedOut { .. }) => Kvm::Unusable(format!(
-                    "`/dev/kvm` opens, but a test guest that takes {tcg:.1?} emulated did not answer within {patience:.1?}"
-                )),
-                Err(ProcessError::Cancelled) => return Err(BootError::Cancelled),
-                Err(error) => return Err(error.into()),
-            }
-        }
+        Ok(()) => under_kvm(host, &disk, tcg).await?,
     };
     Ok(Measured { format: FORMAT, key, at: now, tcg_milliseconds: milliseconds(tcg), kvm })
+}
+
+async fn under_kvm(host: &CalibrationHost<'_>, disk: &Path, tcg: Duration) -> Result<Kvm, BootError> {
+    let patience = (tcg * KVM_PATIENCE.0).max(KVM_PATIENCE.1);
+    match run(host, disk, "kvm", patience).await {
+        Ok(finished) if answered(&finished) => Ok(Kvm::Milliseconds(milliseconds(finished.took))),
+        Ok(finished) => Ok(Kvm::Unusable(cause(&words(&finished)))),
+        Err(ProcessError::TimedOut { .. }) => Ok(Kvm::Unusable(format!(
+            "`/dev/kvm` opens, but a test guest that takes {tcg:.1?} emulated did not answer within {patience:.1?}"
+        ))),
+        Err(ProcessError::Cancelled) => Err(BootError::Cancelled),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn run(host: &CalibrationHost<'_>, disk: &Path, accel: &str, limit: Duration) -> Result<Finished, ProcessError> {

@@ -31,7 +31,7 @@ pub enum BootError {
         stage: String,
         console: Vec<String>,
         #[source]
-        source: Option<GuestError>,
+        source: Option<Box<GuestError>>,
     },
     #[error("the guest is up but not ours{}", quoted("the console ends with", console))]
     Stranger {

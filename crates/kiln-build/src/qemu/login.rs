@@ -76,7 +76,7 @@ pub(super) fn credentials(login: &KeyPair, host: &KeyPair) -> [Secret; 2] {
     ]
 }
 
-/// A NoCloud seed: a FAT volume labelled CIDATA, made without any other program.
+/// A `NoCloud` seed: a FAT volume labelled CIDATA, made without any other program.
 fn seed(build: &str, login: &KeyPair, host: &KeyPair) -> Result<Vec<u8>, BootError> {
     let files = BTreeMap::from([
         ("meta-data".to_owned(), format!("instance-id: kiln-{build}\n").into_bytes()),
@@ -88,30 +88,29 @@ fn seed(build: &str, login: &KeyPair, host: &KeyPair) -> Result<Vec<u8>, BootErr
     Ok(image)
 }
 
+/// Only what lets kiln in, and room on the disk: no account, package source or locale of the image is touched.
 fn user_data(login: &KeyPair, host: &KeyPair) -> String {
     let private = host.private.reveal().lines().fold(String::new(), |text, line| format!("{text}    {line}\n"));
     format!(
-        "#cloud-config\n\
-         disable_root: false\n\
-         ssh_pwauth: false\n\
-         users:\n\
-         - name: {USER}\n  \
-           lock_passwd: true\n  \
-           ssh_authorized_keys:\n  \
-           - {login}\n\
-         ssh_authorized_keys:\n\
-         - {login}\n\
-         ssh_deletekeys: true\n\
-         ssh_genkeytypes: []\n\
-         ssh_keys:\n  \
-           ed25519_private: |\n{private}  \
-           ed25519_public: {host}\n\
-         package_update: false\n\
-         package_upgrade: false\n\
-         growpart:\n  \
-           mode: auto\n  \
-           devices: [\"/\"]\n\
-         resize_rootfs: true\n",
+        r#"#cloud-config
+users: []
+disable_root: false
+ssh_authorized_keys:
+- {login}
+ssh_deletekeys: true
+ssh_keys:
+  ed25519_private: |
+{private}  ed25519_public: {host}
+package_update: false
+package_upgrade: false
+apt:
+  preserve_sources_list: true
+locale: false
+growpart:
+  mode: auto
+  devices: ["/"]
+resize_rootfs: true
+"#,
         login = login.public.line(),
         host = host.public.line(),
     )

@@ -188,13 +188,12 @@ impl Server {
                 status = running.wait() => status.ok(),
                 () = kill.cancelled() => None,
             };
-            let status = match status {
-                Some(status) => Some(status),
-                None => {
-                    // Nothing in a machine that is thrown away is worth a gentle end.
-                    process::kill_group(running.identity.pid, true);
-                    running.wait().await.ok()
-                }
+            let status = if status.is_some() {
+                status
+            } else {
+                // Nothing in a machine that is thrown away is worth a gentle end.
+                process::kill_group(running.identity.pid, true);
+                running.wait().await.ok()
             };
             let how = status.map_or(Ended::GuardGone, |status| {
                 status.code().map_or_else(|| Ended::Signal(status.signal().unwrap_or_default()), Ended::Code)

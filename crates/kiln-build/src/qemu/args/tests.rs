@@ -26,8 +26,8 @@ fn spec() -> VmSpec {
             cpus: 2,
             disk: ByteSize::gib(4),
             accelerator: Accelerator::Auto,
-            boot_timeout: Duration::from_secs(300),
-            shutdown_timeout: Duration::from_secs(120),
+            boot_timeout: Duration::from_mins(5),
+            shutdown_timeout: Duration::from_mins(2),
         },
         calibration: Calibration { accelerator: Accel::Tcg, reason: String::new(), slowness: 1.0 },
     }
