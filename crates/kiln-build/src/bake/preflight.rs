@@ -14,7 +14,7 @@ const BASE_ROOM: u64 = 3 << 30;
 pub(super) fn check(plan: &Plan, context: &BakeContext) -> Result<(), BakeError> {
     let mut tools = vec!["qemu-system-x86_64", "qemu-img", "setpriv"];
     if matches!(plan.base, Base::Debian(_)) {
-        tools.extend(["mmdebstrap", "mke2fs"]);
+        tools.push("mmdebstrap");
     }
     let missing: Vec<_> = tools.into_iter().filter(|tool| process::which(tool).is_err()).collect();
     if !missing.is_empty() {

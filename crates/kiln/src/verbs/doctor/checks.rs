@@ -65,7 +65,6 @@ const TOOLS: [Tool; 10] = [
         needed: true,
     },
     Tool { program: "newuidmap", packages: &["uidmap"], purpose: "lets mmdebstrap work without root", needed: true },
-    Tool { program: "mke2fs", packages: &["e2fsprogs"], purpose: "makes the file system of a base", needed: true },
     Tool { program: "setpriv", packages: &["util-linux"], purpose: "ends machines when kiln ends", needed: true },
     Tool {
         program: "setsid",
