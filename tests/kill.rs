@@ -116,7 +116,8 @@ impl Build {
 }
 
 fn signal(child: &Child, name: &str) {
-    let status: ExitStatus = Command::new("kill").args(["-s", name, &child.id().to_string()]).status().expect("run kill");
+    let status: ExitStatus =
+        Command::new("kill").args(["-s", name, &child.id().to_string()]).status().expect("run kill");
     assert!(status.success());
 }
 
@@ -129,7 +130,9 @@ fn processes(home: &Home) -> BTreeSet<String> {
         let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
         let works_in = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
         let environment = String::from_utf8_lossy(&read("environ")).into_owned();
-        let named = [command.as_str(), environment.as_str(), &works_in.display().to_string()].iter().any(|text| text.contains(&place));
+        let named = [command.as_str(), environment.as_str(), &works_in.display().to_string()]
+            .iter()
+            .any(|text| text.contains(&place));
         // A process that has ended and waits for its parent has no command line.
         (named && !command.is_empty()).then(|| format!("{pid} {command}"))
     };

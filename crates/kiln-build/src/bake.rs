@@ -10,7 +10,7 @@ use kiln_core::{
     ByteSize,
     artifact::{Artifact, FindingRecord},
     event::{CheckedOn, Event, Events, Phase},
-    plan::{Accelerator, Builder, Plan},
+    plan::{Accelerator, Builder, Check, Plan},
 };
 use kiln_disk::{DiskFile, seal::Sealed};
 use kiln_io::{
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     base::{self, BaseContext, DiskFormat},
     check::{CheckRun, run_checks},
-    qemu::{self, CalibrationHost, VmHost, VmSpec},
+    qemu::{self, Calibration, CalibrationHost, VmHost, VmSpec},
 };
 
 mod artifact;
@@ -101,7 +101,7 @@ pub async fn bake(plan: &Plan, context: &BakeContext) -> Result<Baked, BakeError
     });
     preflight::check(plan, context)?;
     let guard = Guard::spawn(&context.kiln, &context.dirs, &context.build, &ledger).await?;
-    match run(plan, context, &clock, &mut journal, &ledger, &guard).await {
+    match Box::pin(run(plan, context, &clock, &mut journal, &ledger, &guard)).await {
         Ok(artifact) => Ok(Baked { artifact, directory: ledger.directory().join(ARTIFACT), guard }),
         Err(Stopped { error, keep: true }) => {
             guard.keep().await?;
@@ -152,6 +152,7 @@ async fn run(
         })
         .await?;
 
+    let checks = on_this_machine(&plan.checks, &calibration);
     let base_context = BaseContext {
         dirs: dirs.clone(),
         events: Arc::clone(&context.events),
@@ -175,13 +176,21 @@ async fn run(
     let vm = journal.phase(Phase::Boot, &base.record.name, boot, |_| "the guest answers over SSH".to_owned()).await?;
     let keys = vm.keys().clone();
 
-    if let Err(error) = guest::work(plan, context, clock.as_ref(), journal, vm.guest(), &keys, ledger.directory()).await
-    {
+    let work = guest::Work {
+        plan,
+        checks: &checks,
+        context,
+        clock: clock.as_ref(),
+        guest: vm.guest(),
+        keys: &keys,
+        directory: ledger.directory(),
+    };
+    if let Err(error) = work.run(journal).await {
         // A full disk on this machine stops the guest in the middle of whatever it was doing.
         let error = vm.host_disk_error().map_or(error, |reason| BakeError::HostDisk { reason });
         let keep = keeps(context, &error).await;
         if keep {
-            vm.keep().map_err(BakeError::Boot)?;
+            vm.keep().map_err(BakeError::boot)?;
         } else {
             // Whatever cannot be ended here is the guard's to end.
             let _ = vm.kill().await;
@@ -220,7 +229,7 @@ async fn run(
             kernel: None,
             ..spec
         };
-        boot_test(plan, context, journal, spec, host).await?;
+        boot_test(&checks, context, journal, spec, host).await?;
     }
     context.events.emit(Event::Sealed {
         disk: disk.digest,
@@ -228,7 +237,12 @@ async fn run(
         bytes: sealed.bytes,
     });
     let files = prove::files(&directory, sealed, &plan.outputs, context);
-    let files = journal.phase(Phase::Export, "", files, |files| format!("{} files", files.len())).await?;
+    let files = if plan.outputs.is_empty() {
+        files.await?
+    } else {
+        // The qcow2 is there already.
+        journal.phase(Phase::Export, "", files, |files| format!("{} more formats", files.len() - 1)).await?
+    };
 
     let created = clock.wall().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
     let tools = BTreeMap::from([("qemu".to_owned(), process::version("qemu-system-x86_64").await?)]);
@@ -241,7 +255,7 @@ async fn run(
 
 /// Boots a throw-away overlay of the sealed disk through its own boot loader and runs the checks meant for it.
 async fn boot_test(
-    plan: &Plan,
+    checks: &[Check],
     context: &BakeContext,
     journal: &mut Journal<'_>,
     spec: VmSpec,
@@ -256,16 +270,21 @@ async fn boot_test(
             clock: host.clock,
             cancel: &context.cancel,
         };
-        let checks = run_checks(run, &plan.checks).await.map_err(BakeError::artifact_check);
+        let checked = run_checks(run, checks).await.map_err(BakeError::artifact_check);
         // The overlay is thrown away with the machine: nothing it wrote matters.
-        vm.kill().await.map_err(BakeError::BootTest)?;
-        checks
+        vm.kill().await.map_err(BakeError::boot_test)?;
+        checked
     };
     let passed = journal
         .phase(Phase::BootTest, "the sealed image", test, |passed| format!("it boots, {} checks passed", passed.len()))
         .await?;
     journal.checks.extend(passed);
     Ok(())
+}
+
+/// The checks, given as much more time as this machine is slower than the one their limits are meant for.
+fn on_this_machine(checks: &[Check], calibration: &Calibration) -> Vec<Check> {
+    checks.iter().map(|check| Check { within: calibration.scaled(check.within), ..check.clone() }).collect()
 }
 
 /// Deletes a machine's overlay.

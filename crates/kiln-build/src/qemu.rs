@@ -109,7 +109,7 @@ impl DiskFormat {
 
 impl Calibration {
     /// A deadline meant for the reference machine, on this one.
-    fn scaled(&self, deadline: std::time::Duration) -> std::time::Duration {
+    pub(crate) fn scaled(&self, deadline: std::time::Duration) -> std::time::Duration {
         deadline.mul_f64(self.slowness.clamp(1.0, 100.0))
     }
 }

@@ -30,13 +30,13 @@ pub enum BakeError {
     #[error(transparent)]
     Guard(#[from] GuardError),
     #[error("the base could not be made ready")]
-    Base(#[source] BaseError),
+    Base(#[source] Box<BaseError>),
     #[error("the machine did not come up")]
-    Boot(#[source] BootError),
+    Boot(#[source] Box<BootError>),
     #[error("the sealed image does not boot")]
-    BootTest(#[source] BootError),
+    BootTest(#[source] Box<BootError>),
     #[error(transparent)]
-    Step(StepError),
+    Step(Box<StepError>),
     #[error("a check failed")]
     Check(#[source] CheckError),
     #[error("a check failed on the sealed image")]
@@ -48,13 +48,13 @@ pub enum BakeError {
     #[error("the guest could not be cleaned")]
     Clean(#[source] CleanError),
     #[error("the guest was not shut down cleanly, so its disk is not sealed")]
-    Unclean(#[source] ShutdownError),
+    Unclean(#[source] Box<ShutdownError>),
     #[error("the guest powered off without unmounting, so its disk is not sealed: {}", unclean.join("; "))]
     DirtyFileSystem { unclean: Vec<String> },
     #[error("this machine's disk is full or failing ({reason}); the guest was stopped before it could notice")]
     HostDisk { reason: String },
     #[error("the disk could not be sealed")]
-    Seal(#[source] kiln_disk::Error),
+    Seal(#[source] Box<kiln_disk::Error>),
     #[error("the finished disk is not clean: {}", findings.join("; "))]
     Hygiene { findings: Vec<String> },
     #[error("writing the {format:?} file failed")]
@@ -75,23 +75,23 @@ impl BakeError {
     // Each layer has its own word for a cancelled wait; a bake has one.
 
     pub(super) fn base(error: BaseError) -> Self {
-        if matches!(error, BaseError::Cancelled) { Self::Cancelled } else { Self::Base(error) }
+        if matches!(error, BaseError::Cancelled) { Self::Cancelled } else { Self::Base(Box::new(error)) }
     }
 
     pub(super) fn boot(error: BootError) -> Self {
-        if matches!(error, BootError::Cancelled) { Self::Cancelled } else { Self::Boot(error) }
+        if matches!(error, BootError::Cancelled) { Self::Cancelled } else { Self::Boot(Box::new(error)) }
     }
 
     pub(super) fn boot_test(error: BootError) -> Self {
-        if matches!(error, BootError::Cancelled) { Self::Cancelled } else { Self::BootTest(error) }
+        if matches!(error, BootError::Cancelled) { Self::Cancelled } else { Self::BootTest(Box::new(error)) }
     }
 
     pub(super) fn shutdown(error: ShutdownError) -> Self {
-        if matches!(error, ShutdownError::Cancelled) { Self::Cancelled } else { Self::Unclean(error) }
+        if matches!(error, ShutdownError::Cancelled) { Self::Cancelled } else { Self::Unclean(Box::new(error)) }
     }
 
     pub(super) fn step(error: StepError) -> Self {
-        if error.cancelled() { Self::Cancelled } else { Self::Step(error) }
+        if error.cancelled() { Self::Cancelled } else { Self::Step(Box::new(error)) }
     }
 
     pub(super) fn check(error: CheckError) -> Self {
@@ -111,7 +111,7 @@ impl BakeError {
     }
 
     pub(super) fn seal(error: kiln_disk::Error) -> Self {
-        if matches!(error, kiln_disk::Error::Cancelled) { Self::Cancelled } else { Self::Seal(error) }
+        if matches!(error, kiln_disk::Error::Cancelled) { Self::Cancelled } else { Self::Seal(Box::new(error)) }
     }
 
     /// The next thing to try.

@@ -7,8 +7,9 @@ use std::{
 };
 
 use kiln_core::{
+    artifact::{CheckRecord, StepRecord},
     event::{CheckedOn, Phase, Stream},
-    plan::Plan,
+    plan::{Check, Plan},
 };
 use kiln_io::{
     guest::{Command, Guest, Output, Quiet},
@@ -25,46 +26,74 @@ use crate::{
 };
 
 /// Rewriting a partition table and growing an ext4 takes seconds.
-const GROWING: Duration = Duration::from_secs(300);
+const GROWING: Duration = Duration::from_mins(5);
 /// Trimming an emulated disk of some ten GiB takes about a minute.
-const CLEANING: Duration = Duration::from_secs(600);
+const CLEANING: Duration = Duration::from_mins(10);
 
-/// Runs everything of the plan that happens in the guest, cleaning last.
-pub(super) async fn work(
-    plan: &Plan,
-    context: &BakeContext,
-    clock: &dyn Clock,
-    journal: &mut Journal<'_>,
-    guest: &dyn Guest,
-    keys: &LoginKeys,
-    work: &Path,
-) -> Result<(), BakeError> {
-    grow(guest).await?;
-    let events = context.events.as_ref();
+/// What happens in a guest needs all of this.
+#[derive(Debug)]
+pub(super) struct Work<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) checks: &'a [Check],
+    pub(super) context: &'a BakeContext,
+    pub(super) clock: &'a dyn Clock,
+    pub(super) guest: &'a dyn Guest,
+    pub(super) keys: &'a LoginKeys,
+    /// The build's own, for provisioners that run on this machine.
+    pub(super) directory: &'a Path,
+}
 
-    let mut records = Vec::new();
-    let steps = async {
-        for step in &plan.steps {
-            let total = plan.steps.len();
-            let (secrets, cancel) = (&plan.secrets, &context.cancel);
-            let run = StepRun { guest, step, total, library: &context.library, secrets, events, clock, cancel, work };
+impl Work<'_> {
+    /// Runs everything of the plan that happens in the guest, cleaning last.
+    pub(super) async fn run(&self, journal: &mut Journal<'_>) -> Result<(), BakeError> {
+        grow(self.guest).await?;
+
+        let mut records = Vec::new();
+        let steps = self.steps(&mut records);
+        let done = journal.phase(Phase::Provision, &steps_in_words(self.plan), steps, |()| String::new()).await;
+        journal.steps = records;
+        done?;
+
+        let passed = |passed: &Vec<CheckRecord>| format!("{} passed", passed.len());
+        let records = journal.phase(Phase::Check, "in the guest", self.check(), passed).await?;
+        journal.checks.extend(records);
+
+        journal.phase(Phase::Clean, "identities, keys, logs, free space", self.clean(), |()| String::new()).await
+    }
+
+    async fn steps(&self, records: &mut Vec<StepRecord>) -> Result<(), BakeError> {
+        for step in &self.plan.steps {
+            let run = StepRun {
+                guest: self.guest,
+                step,
+                total: self.plan.steps.len(),
+                library: &self.context.library,
+                secrets: &self.plan.secrets,
+                events: self.context.events.as_ref(),
+                clock: self.clock,
+                cancel: &self.context.cancel,
+                work: self.directory,
+            };
             records.push(run_step(run).await.map_err(BakeError::step)?);
         }
-        Ok::<_, BakeError>(())
-    };
-    journal.phase(Phase::Provision, &steps_in_words(plan), steps, |()| String::new()).await?;
-    journal.steps = records;
+        Ok(())
+    }
 
-    let run = CheckRun { guest, on: CheckedOn::Guest, events, clock, cancel: &context.cancel };
-    let checks = async { run_checks(run, &plan.checks).await.map_err(BakeError::check) };
-    let passed =
-        journal.phase(Phase::Check, "in the guest", checks, |passed| format!("{} passed", passed.len())).await?;
-    journal.checks.extend(passed);
+    async fn check(&self) -> Result<Vec<CheckRecord>, BakeError> {
+        let run = CheckRun {
+            guest: self.guest,
+            on: CheckedOn::Guest,
+            events: self.context.events.as_ref(),
+            clock: self.clock,
+            cancel: &self.context.cancel,
+        };
+        run_checks(run, self.checks).await.map_err(BakeError::check)
+    }
 
-    let cleaning = Cleaning { login_key: Some(keys.login.public.line()), host_name: None, timeout: CLEANING };
-    let cleaning = async { clean::clean(guest, &cleaning, &Quiet).await.map_err(BakeError::clean) };
-    journal.phase(Phase::Clean, "identities, keys, logs, free space", cleaning, |_| String::new()).await?;
-    Ok(())
+    async fn clean(&self) -> Result<(), BakeError> {
+        let cleaning = Cleaning { login_key: Some(self.keys.login.public.line()), host_name: None, timeout: CLEANING };
+        clean::clean(self.guest, &cleaning, &Quiet).await.map_err(BakeError::clean)
+    }
 }
 
 /// Gives the root file system the whole disk.

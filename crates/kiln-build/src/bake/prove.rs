@@ -49,7 +49,7 @@ pub(super) async fn seal(
     let path = directory.join(QCOW2);
     let (events, cancel) = (Arc::clone(&context.events), context.cancel.clone());
     blocking(move || {
-        let disk = GuestDisk::open(&layers).map_err(BakeError::Seal)?;
+        let disk = GuestDisk::open(&layers).map_err(BakeError::seal)?;
         let scan = Scan::new(&needles);
         let progress =
             |done, total| events.emit(Event::Progress { phase: Phase::Seal, done, total, unit: Unit::Bytes });
@@ -64,9 +64,9 @@ pub(super) async fn seal(
 /// Refuses a disk whose file systems were not unmounted.
 pub(super) async fn clean_file_systems(layers: Vec<DiskFile>) -> Result<(), BakeError> {
     blocking(move || {
-        let disk: Arc<dyn ReadAt> = Arc::new(GuestDisk::open(&layers).map_err(BakeError::Seal)?);
+        let disk: Arc<dyn ReadAt> = Arc::new(GuestDisk::open(&layers).map_err(BakeError::seal)?);
         let unclean = hygiene::unclean_file_systems(&disk)
-            .map_err(|source| BakeError::Seal(kiln_disk::Error::Read { offset: 0, source }))?;
+            .map_err(|source| BakeError::seal(kiln_disk::Error::Read { offset: 0, source }))?;
         if unclean.is_empty() { Ok(()) } else { Err(BakeError::DirtyFileSystem { unclean }) }
     })
     .await
@@ -145,7 +145,7 @@ async fn ours(
         if format == OutputFormat::RawZstd {
             return raw::write_raw_zst(bytes.as_ref(), &sealed, &to, &watch).map_err(BakeError::seal);
         }
-        let refused = |source| BakeError::Seal(kiln_disk::Error::Refused { path: from.clone(), source });
+        let refused = |source| BakeError::seal(kiln_disk::Error::Refused { path: from.clone(), source });
         let image = Image::open(bytes, Limits::default()).map_err(refused)?;
         raw::write_raw(&image, &to, &watch).map_err(BakeError::seal)
     })

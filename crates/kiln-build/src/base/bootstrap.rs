@@ -189,18 +189,17 @@ fn arguments(bootstrap: &Bootstrap<'_>, essential: &Path, customize: &Path, arch
 /// Either way nothing of it outlives kiln: mmdebstrap's children do not end with it, so they end with their process id
 /// namespace, or by a shell that kills their whole group when the kernel tells it that kiln is gone.
 fn mapped(command: Vec<OsString>, ids: Option<&Path>) -> Spec {
-    match ids {
-        Some(ids) => Spec::new("unshare")
+    if let Some(ids) = ids {
+        Spec::new("unshare")
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"])
             .arg(r#"mount --bind "$0" /etc/subuid && mount --bind "$0" /etc/subgid && exec "$@""#)
             .arg(ids)
-            .args(command),
-        None => {
-            let guard = Spec::new("setpriv").args(["--pdeathsig", "TERM", "sh", "-c"]);
-            let mut guard = guard.args([r#"trap 'kill -KILL 0' TERM; "$@" & wait $!"#, "sh"]).args(command);
-            guard.dies_with_kiln = false;
-            guard
-        }
+            .args(command)
+    } else {
+        let guard = Spec::new("setpriv").args(["--pdeathsig", "TERM", "sh", "-c"]);
+        let mut guard = guard.args([r#"trap 'kill -KILL 0' TERM; "$@" & wait $!"#, "sh"]).args(command);
+        guard.dies_with_kiln = false;
+        guard
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Limit of a probe, and of one attempt of a command check that has no longer `within`.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Limit of one attempt to reach a port or a web server.
 const REACH: Duration = Duration::from_secs(20);
 /// Bytes kept of a command's output and of a web server's answer.
