@@ -45,7 +45,7 @@ struct Tool {
     needed: bool,
 }
 
-const TOOLS: [Tool; 10] = [
+const TOOLS: [Tool; 9] = [
     Tool {
         program: "qemu-system-x86_64",
         packages: &["qemu-system-x86", "qemu-utils"],
