@@ -128,7 +128,7 @@ async fn kiln_steps(sshd: &Sshd, port: u16) -> Duration {
 }
 
 fn plan_of_no_ops(directory: &Path) -> Plan {
-    let step = "[[provision]]\nuse = \"shell\"\ninline = \"true\"\n";
+    let step = "[[provision]]\nuse = \"shell\"\nscript = \"true\"\n";
     let text = format!(
         "[image]\nname = \"bench\"\nversion = \"1\"\n[base.debian]\nsuite = \"bookworm\"\n{}",
         step.repeat(STEPS)
