@@ -6,6 +6,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use tokio::{
@@ -19,6 +20,7 @@ use super::{Ended, GuardError, GuardSpec, Program, Released, Reply, Request};
 use crate::{
     ledger::{self, Ledger, Resource, release_all},
     process::{self, Sink, Spec, Stdin as Input},
+    time::{Attempt, Policy, SystemClock, poll_until},
 };
 
 /// Runs the guard of the build described in the file at `spec`, until the build is over and released.
@@ -96,9 +98,39 @@ async fn guard(spec: &Path) -> Result<Released, GuardError> {
         let Some((name, _)) = endings.recv().await else { break };
         server.programs.remove(&name);
     }
-    let released = release(&server.ledger, &dirs.build(&spec.build))?;
+    let directory = dirs.build(&spec.build);
+    stragglers_end(&directory).await;
+    let released = release(&server.ledger, &directory)?;
     say(&Reply::Released(released.clone()));
     Ok(released)
+}
+
+/// Waits for what a killed kiln had itself started for this build. The kernel ends it only after it has closed kiln's
+/// files, which is what woke this process: until then it may still make a file that stands in the ledger.
+async fn stragglers_end(directory: &Path) {
+    let policy = Policy {
+        first: Duration::from_millis(5),
+        max: Duration::from_millis(50),
+        // A person who looks at the log in this directory is not worth waiting for.
+        deadline: Duration::from_secs(2),
+    };
+    let _ = poll_until(&SystemClock::new(), policy, &CancellationToken::new(), || async {
+        if named_by_others(directory) { Attempt::Again(()) } else { Attempt::Done(()) }
+    })
+    .await;
+}
+
+/// Whether the command line of another process names a file of `directory`. One that has ended has no command line.
+fn named_by_others(directory: &Path) -> bool {
+    let own = std::process::id().to_string();
+    let name = directory.as_os_str().as_encoded_bytes();
+    std::fs::read_dir("/proc").into_iter().flatten().flatten().any(|entry| {
+        let file = entry.file_name();
+        file.as_encoded_bytes().iter().all(u8::is_ascii_digit)
+            && file.to_str() != Some(&own)
+            && std::fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|line| line.windows(name.len()).any(|window| window == name))
+    })
 }
 
 /// Everything in the ledger but the guard itself, which is gone when this process is.
