@@ -129,7 +129,10 @@ pub fn release_all(ledger: &Ledger, entries: &[Outstanding]) -> (usize, Vec<Stri
     for entry in entries.iter().rev() {
         let gone = match &entry.resource {
             Resource::Process { marker, identity } => end(marker, identity.as_ref()),
-            Resource::File { path } => remove(ledger.bounds(), path, |path| fs::remove_file(path)),
+            Resource::File { path } => {
+                remove_unfinished(ledger.directory(), path);
+                remove(ledger.bounds(), path, |path| fs::remove_file(path))
+            }
             Resource::Directory { path } => remove(ledger.bounds(), path, |path| fs::remove_dir_all(path)),
         };
         match gone.and_then(|()| ledger.release(&entry.id).map_err(|error| error.to_string())) {
@@ -138,6 +141,23 @@ pub fn release_all(ledger: &Ledger, entries: &[Outstanding]) -> (usize, Vec<Stri
         }
     }
     (released, failed)
+}
+
+/// Removes what an interrupted atomic write of `path` left beside it: `.<name>.<random>.part`. Only in the build's own
+/// directory, where nobody else writes.
+fn remove_unfinished(directory: &Path, path: &Path) {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|_| path.parent() == Some(directory))
+    else {
+        return;
+    };
+    let prefix = format!(".{name}.");
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let file = entry.file_name();
+        if file.to_str().is_some_and(|file| file.starts_with(&prefix) && file.ends_with(".part")) {
+            // One that cannot be removed is as small as the file it was to become;.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Kills the process a record means, if it still runs: the same pid *and* start time *and* boot, with the marker among
