@@ -1,4 +1,4 @@
-//! Ctrl-C in every phase of a real bake, and `kill -9` while its base is made: nothing is left running, no file but logs
+//! Ctrl-C and `kill -9` in every phase of a real bake, the making of its base included: nothing is left running, no file but logs
 //! is left, nothing half published is visible.
 
 #![expect(clippy::disallowed_methods, reason = "tests drive programs as a user would")]
@@ -45,6 +45,22 @@ fn ctrl_c_in_any_phase_cleans_and_exits_with_130() {
         assert!(status.code() == Some(130) || finished, "{what}: {status:?}");
         assert!(took < CLEANED_WITHIN, "{what}: cleaning took {took:?}");
         gone(&home, what);
+        nothing_but_logs(&home, what);
+        whole_or_absent(&home, what);
+    }
+}
+
+#[test]
+fn kill_9_in_any_phase_leaves_nothing() {
+    for (event, what) in MOMENTS {
+        let home = Home::new(&format!("kill-{what}"));
+        let mut build = Build::start(&home);
+        build.wait_for(event, what);
+        signal(&build.child, "KILL");
+        build.child.wait().expect("wait for kiln");
+        gone(&home, what);
+        // What the guard released itself is no longer listed; whatever it could not, this releases.
+        home.kiln(&["clean"]).succeeds();
         nothing_but_logs(&home, what);
         whole_or_absent(&home, what);
     }

@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -53,6 +54,8 @@ pub struct GuestDisk {
     /// The overlay first, the base last.
     layers: Vec<Layer>,
     size: u64,
+    /// Read as zeros whatever the layers hold; in rising order, apart from each other.
+    blank: Vec<Range<u64>>,
 }
 
 /// Where a run of guest bytes lies.
@@ -102,12 +105,33 @@ impl GuestDisk {
             let path = layers.first().map(|layer| layer.path.clone()).unwrap_or_default();
             return Err(Error::Empty { path });
         }
-        Ok(Self { layers: opened, size })
+        Ok(Self { layers: opened, size, blank: Vec::new() })
+    }
+
+    /// The same disk with zeros in place of these bytes, for free space whose old content is nobody's.
+    #[must_use]
+    pub fn blanked(self, mut ranges: Vec<Range<u64>>) -> Self {
+        ranges.retain(|range| !range.is_empty());
+        ranges.sort_by_key(|range| range.start);
+        let mut blank: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match blank.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => blank.push(range),
+            }
+        }
+        Self { blank, ..self }
     }
 
     /// Where the bytes from `offset` lie, and for how many of the next `limit` bytes that holds (at least one).
     pub fn extent(&self, offset: u64, limit: u64) -> io::Result<(Extent, u64)> {
         let mut length = limit.min(self.size.saturating_sub(offset)).max(1);
+        let next = self.blank.partition_point(|range| range.end <= offset);
+        match self.blank.get(next) {
+            Some(range) if range.start <= offset => return Ok((Extent::Hole, length.min(range.end - offset))),
+            Some(range) => length = length.min(range.start - offset),
+            None => {}
+        }
         for (index, layer) in self.layers.iter().enumerate() {
             let (piece, run) = layer.piece(offset, length)?;
             length = run.clamp(1, length);

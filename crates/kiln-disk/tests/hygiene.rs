@@ -13,7 +13,7 @@ use std::{
 use kiln_core::plan::Waiver;
 use kiln_disk::{
     DiskFile, FileBytes, GuestDisk, ReadAt,
-    hygiene::{Asked, Finding, Level, unclean_file_systems, verify, verify_disk, waive},
+    hygiene::{Asked, Finding, Level, free_space, unclean_file_systems, verify, verify_disk, waive},
     residue::{Needle, Scan},
     seal::{Options, seal},
 };
@@ -188,6 +188,7 @@ fn catches_file_systems_that_were_not_left_clean() {
         );
         let faults = unclean_file_systems(&open(&raw)).unwrap();
         assert!(faults.iter().any(|fault| fault.contains(expected)), "{faults:?}");
+        assert!(free_space(&open(&raw)).unwrap().is_empty(), "its bitmaps are not to be believed");
     }
 }
 
@@ -205,6 +206,30 @@ fn catches_a_deleted_file_in_free_space_that_was_not_trimmed() {
     run("debugfs", &["-w", "-R", "rm /srv/big", raw.to_str().unwrap()]);
     let found = verified(&raw);
     assert!(found.iter().any(|finding| finding.id == "H38" && finding.detail.contains("not trimmed")), "{found:?}");
+}
+
+#[test]
+fn sealing_leaves_out_what_deleted_files_were_and_keeps_every_other_byte() {
+    let disk = Disk::clean();
+    disk.write("srv/big", &"deleted but still here\n".repeat(20_000));
+    disk.write("srv/kept", &"kept as it is\n".repeat(20_000));
+    let raw = disk.raw();
+    run("debugfs", &["-w", "-R", "rm /srv/big", raw.to_str().unwrap()]);
+    let free = free_space(&open(&raw)).unwrap();
+    let guest = GuestDisk::open(&[DiskFile::raw(&raw)]).unwrap().blanked(free.clone());
+    let scan = Scan::new(&[Needle::new("deleted", *b"deleted but still here")]);
+    let out = disk.place.path().join("out.qcow2");
+    seal(&guest, &out, &Options { tap: Some(&scan), ..Options::default() }).unwrap();
+    assert!(scan.hits().is_empty(), "{:?}", scan.hits());
+    assert!(verify(open(&out), &Asked { scan: Some(&scan), ..Asked::default() }).is_empty());
+
+    let sealed = disk.place.path().join("sealed.raw");
+    run("qemu-img", &["convert", "-O", "raw", out.to_str().unwrap(), sealed.to_str().unwrap()]);
+    run("e2fsck", &["-f", "-n", sealed.to_str().unwrap()]);
+    let (before, after) = (fs::read(&raw).unwrap(), fs::read(&sealed).unwrap());
+    let in_use = |at: usize| !free.iter().any(|range| range.contains(&(at as u64)));
+    let differ = (0..before.len()).filter(|at| before[*at] != after[*at]).collect::<Vec<_>>();
+    assert!(!differ.is_empty() && !differ.into_iter().any(in_use));
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub(super) async fn seal(
     let path = directory.join(QCOW2);
     let (events, cancel) = (Arc::clone(&context.events), context.cancel.clone());
     blocking(move || {
-        let disk = GuestDisk::open(&layers).map_err(BakeError::seal)?;
+        let disk = without_free_space(&layers).map_err(BakeError::seal)?;
         let scan = Scan::new(&needles);
         let progress =
             |done, total| events.emit(Event::Progress { phase: Phase::Seal, done, total, unit: Unit::Bytes });
@@ -59,6 +59,14 @@ pub(super) async fn seal(
         Ok((sealed, scan))
     })
     .await
+}
+
+/// The disk with zeros in its free space: deleted files do not travel, and cost nothing. The guest cannot trim what is
+/// freed on its way down, such as a program that was replaced while it ran.
+fn without_free_space(layers: &[DiskFile]) -> kiln_disk::Result<GuestDisk> {
+    let disk: Arc<dyn ReadAt> = Arc::new(GuestDisk::open(layers)?);
+    let free = hygiene::free_space(&disk).map_err(|source| kiln_disk::Error::Read { offset: 0, source })?;
+    Ok(GuestDisk::open(layers)?.blanked(free))
 }
 
 /// Refuses a disk whose file systems were not unmounted.

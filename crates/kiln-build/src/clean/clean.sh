@@ -1,7 +1,7 @@
 # The last thing that runs in a guest before it is shut down and sealed: takes away what belongs to this one machine and
 # this one build, so that every clone starts as itself. Runs as root in any POSIX shell, busybox included.
 #
-# Order matters. Whoever would write again, now or at shutdown, is stopped first; files go next; free space is trimmed
+# Order matters. Whoever would write again, now or at shutdown, is stopped first; files go next; free space comes
 # last. Whether the result is clean is not decided here but from outside, on the finished disk.
 #
 # KILN_LOGIN_KEY   the public key this bake logs in with (type and base64), to be taken out of every authorized_keys
@@ -192,8 +192,14 @@ fi
 [ -L /var/lib/dbus/machine-id ] || rm -f /var/lib/dbus/machine-id
 
 # --- Free space --------------------------------------------------------------------------------------------------
+# Of ext4 it is left out while sealing, which also finds what is freed after this. Others are trimmed here.
 # Blocks are free for trimming only once the journal has committed their release.
 sync
-fstrim -a 2>/dev/null || fstrim / || echo "fstrim failed: deleted data may stay in the free space" >&2
+while read -r device mount kind _; do
+    case $device:$kind in
+    *:ext4) ;;
+    /dev/*) fstrim "$mount" || echo "$mount was not trimmed: deleted data may stay in its free space" >&2 ;;
+    esac
+done </proc/mounts
 sync
 exit 0

@@ -77,17 +77,7 @@ async fn files(spec: &VmSpec, host: &VmHost<'_>, material: &LoginMaterial) -> Re
     let entry = host.ledger.acquire_file("overlay", &directory.join(&files.overlay))?;
     host.ledger.acquire_file("control socket", &directory.join(&files.qmp))?;
     let spec = Spec::new("qemu-img")
-        .args([
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            "cluster_size=4096,lazy_refcounts=on",
-            "-F",
-            spec.format.driver(),
-            "-b",
-        ])
+        .args(["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "-F", spec.format.driver(), "-b"])
         .arg(&spec.disk)
         .arg(directory.join(&files.overlay))
         .arg(spec.size.to_string());

@@ -1,7 +1,7 @@
 //! The state of an ext4 file system, from its superblock and block bitmaps (kernel documentation, "ext4 Data
 //! Structures and Algorithms"). Everything is bounded before it is used: the file system may be hostile.
 
-use std::io;
+use std::{io, ops::Range};
 
 use super::little_endian::{u16_at, u32_at};
 use crate::{CHUNK, ReadAt};
@@ -124,10 +124,26 @@ impl Superblock {
     /// `start` is where the volume begins on the disk. Free pieces smaller than a cluster cannot be discarded.
     /// `None` for a layout (`meta_bg`, `bigalloc`) whose bitmaps this does not find.
     pub fn untrimmed(&self, volume: &dyn ReadAt, start: u64) -> io::Result<Option<u64>> {
+        let mut untrimmed = 0;
+        let mut buffer = vec![0; CHUNK];
+        let known = self.free_runs(volume, |run| {
+            untrimmed += stored_in(volume, start, run, &mut buffer)?;
+            Ok(())
+        })?;
+        Ok(known.then_some(untrimmed))
+    }
+
+    /// Tells every run of bytes that no file and no table uses, in rising order; false for a layout (`meta_bg`,
+    /// `bigalloc`) whose bitmaps this does not find.
+    pub fn free_runs(
+        &self,
+        volume: &dyn ReadAt,
+        mut tell: impl FnMut(Range<u64>) -> io::Result<()>,
+    ) -> io::Result<bool> {
         if self.incompatible & INCOMPAT_META_BG != 0 || self.bigalloc {
-            return Ok(None);
+            return Ok(false);
         }
-        let mut walk = FreeWalk { volume, start, run: 0..0, untrimmed: 0, buffer: vec![0; CHUNK] };
+        let mut runs = Runs { run: 0..0, tell: &mut tell };
         let mut bitmap = vec![0; usize::try_from(self.block_size).unwrap_or(0)];
         let descriptors = (self.first_block + 1) * self.block_size;
         for group in 0..self.groups() {
@@ -141,7 +157,7 @@ impl Superblock {
                 let tables = high(0x28) | u64::from(u32_at(&descriptor, 0x8));
                 let bitmaps =
                     [high(0x20) | u64::from(u32_at(&descriptor, 0)), high(0x24) | u64::from(u32_at(&descriptor, 4))];
-                self.uninitialised(first, count, tables, bitmaps, &mut walk)?;
+                self.uninitialised(first, count, tables, bitmaps, &mut runs)?;
                 continue;
             }
             volume.read_at(
@@ -151,12 +167,12 @@ impl Superblock {
             for block in 0..count {
                 let at = usize::try_from(block).unwrap_or(0);
                 if bitmap[at / 8] >> (at % 8) & 1 == 0 {
-                    walk.free((first + block) * self.block_size, self.block_size)?;
+                    runs.free((first + block) * self.block_size, self.block_size)?;
                 }
             }
         }
-        walk.finish_run()?;
-        Ok(Some(walk.untrimmed))
+        runs.finish()?;
+        Ok(true)
     }
 
     /// A group whose bitmap was never written: free but for what mkfs always puts there.
@@ -166,7 +182,7 @@ impl Superblock {
         count: u64,
         tables: u64,
         bitmaps: [u64; 2],
-        walk: &mut FreeWalk<'_>,
+        runs: &mut Runs<'_>,
     ) -> io::Result<()> {
         let descriptor_blocks = (self.groups() * self.descriptor_size).div_ceil(self.block_size);
         // Superblock copies stand in some groups only; taking every group to have one overlooks a few blocks.
@@ -175,47 +191,51 @@ impl Superblock {
         for block in first + start.min(count)..first + count {
             let used = bitmaps.contains(&block) || (tables..tables.saturating_add(table_blocks)).contains(&block);
             if !used {
-                walk.free(block * self.block_size, self.block_size)?;
+                runs.free(block * self.block_size, self.block_size)?;
             }
         }
         Ok(())
     }
 }
 
-/// Joins free blocks to runs and looks into the whole clusters of each.
-struct FreeWalk<'a> {
-    volume: &'a dyn ReadAt,
-    start: u64,
-    run: std::ops::Range<u64>,
-    untrimmed: u64,
-    buffer: Vec<u8>,
+/// Joins free blocks to runs.
+struct Runs<'a> {
+    run: Range<u64>,
+    tell: &'a mut dyn FnMut(Range<u64>) -> io::Result<()>,
 }
 
-impl FreeWalk<'_> {
+impl Runs<'_> {
     fn free(&mut self, offset: u64, length: u64) -> io::Result<()> {
         if self.run.end != offset {
-            self.finish_run()?;
+            self.finish()?;
             self.run = offset..offset;
         }
         self.run.end += length;
         Ok(())
     }
 
-    fn finish_run(&mut self) -> io::Result<()> {
-        let cluster = CHUNK as u64;
-        let mut at = (self.run.start + self.start).next_multiple_of(cluster) - self.start;
-        while at + cluster <= self.run.end {
-            let hole = self.volume.hole(at)? / cluster * cluster;
-            if hole > 0 {
-                at += hole;
-                continue;
-            }
-            self.volume.read_at(at, &mut self.buffer)?;
-            if self.buffer.iter().any(|byte| *byte != 0) {
-                self.untrimmed += cluster;
-            }
-            at += cluster;
-        }
-        Ok(())
+    fn finish(&mut self) -> io::Result<()> {
+        let run = std::mem::take(&mut self.run);
+        if run.is_empty() { Ok(()) } else { (self.tell)(run) }
     }
+}
+
+/// Bytes of the whole clusters in a free run that are not zeros.
+fn stored_in(volume: &dyn ReadAt, start: u64, run: Range<u64>, buffer: &mut [u8]) -> io::Result<u64> {
+    let cluster = CHUNK as u64;
+    let mut stored = 0;
+    let mut at = (run.start + start).next_multiple_of(cluster) - start;
+    while at + cluster <= run.end {
+        let hole = volume.hole(at)? / cluster * cluster;
+        if hole > 0 {
+            at += hole;
+            continue;
+        }
+        volume.read_at(at, buffer)?;
+        if buffer.iter().any(|byte| *byte != 0) {
+            stored += cluster;
+        }
+        at += cluster;
+    }
+    Ok(stored)
 }
