@@ -160,13 +160,16 @@ async fn run(
         cancel: cancel.clone(),
     };
     let base = base::prepare(&plan.base, &base_context).await.map_err(BakeError::base)?;
+    if machine.disk.bytes() < base.size {
+        return Err(BakeError::DiskTooSmall { disk: machine.disk, base: ByteSize(base.size) }.into());
+    }
 
     let spec = VmSpec {
         name: "vm".to_owned(),
         build: context.build.clone(),
         disk: base.disk.clone(),
         format: base.format,
-        size: machine.disk.bytes().max(base.size),
+        size: machine.disk.bytes(),
         login: base.login,
         kernel: base.kernel.clone(),
         machine: machine.clone(),

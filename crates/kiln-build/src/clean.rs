@@ -13,6 +13,8 @@ use std::{
 use kiln_core::event::Stream;
 use kiln_io::guest::{Command, Exit, Guest, GuestError, Output};
 
+use crate::HOST_KEYS_UNIT;
+
 const SCRIPT: &str = include_str!("clean/clean.sh");
 /// What the script ends with when the guest is not ready to be cleaned.
 const UNFINISHED: i32 = 20;
@@ -51,6 +53,7 @@ pub async fn clean(guest: &dyn Guest, cleaning: &Cleaning, output: &dyn Output) 
     };
     set("KILN_LOGIN_KEY", cleaning.login_key.as_deref().map(without_comment).as_deref());
     set("KILN_HOST_NAME", cleaning.host_name.as_deref());
+    set("KILN_HOST_KEYS_UNIT", Some(HOST_KEYS_UNIT));
     let quoted = Quoted { output, last: Mutex::default() };
     let exit = guest.run(&command, &quoted).await?;
     match exit {
@@ -164,7 +167,7 @@ mod tests {
         let guest = Ends::with(Exit::Code(0), "");
         clean(&guest, &cleaning(), &Quiet).await.unwrap();
         let environment = guest.environment.lock().unwrap();
-        assert_eq!(*environment, [("KILN_LOGIN_KEY".to_owned(), "ssh-ed25519 AAAA".to_owned())]);
+        assert_eq!(environment.last(), Some(&("KILN_LOGIN_KEY".to_owned(), "ssh-ed25519 AAAA".to_owned())));
     }
 
     #[tokio::test]

@@ -7,3 +7,6 @@ pub mod base;
 pub mod check;
 pub mod clean;
 pub mod qemu;
+
+/// The unit that gives every clone SSH host keys of its own; in our own base, and added to any other that has none like it.
+const HOST_KEYS_UNIT: &str = include_str!("ssh-host-keys.service");

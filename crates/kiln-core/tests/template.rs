@@ -284,7 +284,7 @@ fn a_matrix_gives_one_plan_for_each_combination() {
 name = "web-{{ matrix.suite }}-{{ matrix.size.name }}"
 [matrix]
 suite = ["bookworm", "trixie"]
-size = [{ name = "small", disk = "2 GiB" }, { name = "large", disk = "8 GiB" }]
+size = [{ name = "small", disk = "3 GiB" }, { name = "large", disk = "8 GiB" }]
 [base.debian]
 suite = "{{ matrix.suite }}"
 [builder.qemu]
@@ -523,7 +523,10 @@ fn checks_and_waivers_are_held_to_their_rules() {
     refused("[[waive]]\nfinding = 'H21'\nreason = ' '\n", &["gives no reason"]);
     refused("[output]\nformats = ['vdi']\n", &["`formats` cannot be `vdi`"]);
     refused("[publish.registry]\nchannel = 'x'\n", &["unknown key `channel`"]);
-    refused("[builder.qemu]\ndisk = '100 MiB'\nmemory = '1 MiB'\n", &["`memory` must be from"]);
+    refused(
+        "[builder.qemu]\ndisk = '2 GiB'\nmemory = '1 MiB'\n",
+        &["`disk` must be from 2113 MiB to", "`memory` must be from"],
+    );
     refused(
         "[[provision]]\nuse = 'shell'\nwhen = '1 + 1'\n",
         &["a condition must give `true` or `false`, this gives a number"],

@@ -1,6 +1,6 @@
 //! Why a bake stopped.
 
-use kiln_core::plan::OutputFormat;
+use kiln_core::{ByteSize, plan::OutputFormat};
 use kiln_io::{
     error::{FsError, ProcessError},
     guard::GuardError,
@@ -31,6 +31,8 @@ pub enum BakeError {
     Guard(#[from] GuardError),
     #[error("the base could not be made ready")]
     Base(#[source] Box<BaseError>),
+    #[error("the disk of {disk} is smaller than its base, which has {base}")]
+    DiskTooSmall { disk: ByteSize, base: ByteSize },
     #[error("the machine did not come up")]
     Boot(#[source] Box<BootError>),
     #[error("the sealed image does not boot")]
@@ -125,6 +127,7 @@ impl BakeError {
             Self::Hygiene { .. } => {
                 "remove it in a last provision step, or accept it by name with `[[waive]]` and a reason".to_owned()
             }
+            Self::DiskTooSmall { base, .. } => format!("give `[builder.qemu]` a `disk` of {base} or more"),
             Self::Left { .. } => "`kiln clean` tries again".to_owned(),
             _ => return None,
         })

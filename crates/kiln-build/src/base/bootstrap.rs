@@ -21,6 +21,7 @@ use kiln_io::{
 };
 
 use super::{BaseContext, BaseError, cache::Work};
+use crate::HOST_KEYS_UNIT;
 
 const ESSENTIAL: &str = include_str!("essential.sh");
 const CUSTOMIZE: &str = include_str!("customize.sh");
@@ -29,8 +30,8 @@ const ROOT_IDS: &str = "root:1879048192:65536\n";
 const DEADLINE: Duration = Duration::from_hours(1);
 
 /// The text of the package scripts: part of every base's inputs.
-pub(super) fn scripts() -> [&'static str; 2] {
-    [ESSENTIAL, CUSTOMIZE]
+pub(super) fn scripts() -> [&'static str; 3] {
+    [ESSENTIAL, CUSTOMIZE, HOST_KEYS_UNIT]
 }
 
 /// What to bootstrap.
@@ -136,6 +137,7 @@ async fn attempt(
         .env("TMPDIR", &scratch.path)
         .env("SOURCE_DATE_EPOCH", bootstrap.time.to_string())
         .env("KILN_RECIPE", bootstrap.recipe)
+        .env("KILN_HOST_KEYS_UNIT", HOST_KEYS_UNIT)
         .env("LC_ALL", "C.UTF-8")
         .env("DEBIAN_FRONTEND", "noninteractive");
     let limits = Limits { deadline: Some(DEADLINE), cancel: context.cancel.clone() };

@@ -48,20 +48,10 @@ ln -snf ../run/systemd/resolve/stub-resolv.conf "$root/etc/resolv.conf"
 
 # SSH: keys only, unless cloud-init is told otherwise; host keys made on the first boot by whoever comes first.
 printf 'PasswordAuthentication no\n' >"$root/etc/ssh/sshd_config.d/60-keys-only.conf"
-cat >"$root/etc/systemd/system/ssh-host-keys.service" <<'END'
-[Unit]
-Description=SSH host keys of this machine
-After=systemd-tmpfiles-setup.service cloud-init.service cloud-init-network.service
-Before=ssh.service ssh.socket
-ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
+printf '%s' "$KILN_HOST_KEYS_UNIT" >"$root/etc/systemd/system/ssh-host-keys.service"
 
-[Service]
-Type=oneshot
-ExecStart=/usr/bin/ssh-keygen -A
-
-[Install]
-WantedBy=multi-user.target
-END
+# Without this cloud-init wants to generate a locale, for which the image has no tools, and reports an error.
+printf 'locale: false\n' >"$root/etc/cloud/cloud.cfg.d/90-locale.cfg"
 
 # An image is replaced, not patched in place, and apt must not hold its lock while an image is baked.
 # The others look after LVM snapshots and GRUB's failure flag, neither of which the image has; they cost seconds at boot.

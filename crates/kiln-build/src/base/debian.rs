@@ -56,7 +56,7 @@ const KEPT: usize = 3;
 #[derive(Serialize)]
 struct Inputs<'a> {
     layout: u32,
-    scripts: [&'a str; 2],
+    scripts: [&'a str; 3],
     suite: &'a str,
     sources: &'a [String],
     packages: &'a [String],
@@ -67,6 +67,9 @@ pub(super) async fn prepare(base: &DebianBase, context: &BaseContext) -> Result<
         return Err(BaseError::Suite { suite: base.suite.clone() });
     }
     let sources = sources::lines(&base.suite, base.mirror.as_deref(), &HostSources::read(Path::new("/etc")));
+    if let Some(message) = sources::without_security(&sources) {
+        context.events.emit(Event::Warning { message });
+    }
     let mut packages: Vec<String> =
         PACKAGES.iter().map(|name| (*name).to_owned()).chain(base.packages.clone()).collect();
     packages.sort();

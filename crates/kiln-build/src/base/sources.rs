@@ -20,6 +20,14 @@ fn security_beside(mirror: &str) -> Option<String> {
     mirror.ends_with("/debian").then(|| format!("{mirror}-security"))
 }
 
+/// What to say of sources that bring no security updates.
+pub(super) fn without_security(lines: &[String]) -> Option<String> {
+    let main = lines.first()?.split(' ').nth(1)?;
+    (!lines.iter().any(|line| line.contains("-security"))).then(|| {
+        format!("no security archive is known beside {main}, so the base has no security updates; a mirror at `../debian` has it at `../debian-security`")
+    })
+}
+
 /// The Debian mirrors of this machine.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct HostSources {
@@ -133,5 +141,14 @@ mod tests {
         assert_eq!(of(Some("http://m.example/x")).len(), 2);
         assert_eq!(of(None)[0], "deb http://host.example/debian trixie main");
         assert!(lines("trixie", None, &HostSources::default()).is_empty());
+    }
+
+    #[test]
+    fn a_mirror_without_a_known_security_archive_is_told() {
+        let host = HostSources::default();
+        let told = without_security(&lines("bookworm", Some("http://mirror.test/deb"), &host));
+        assert!(told.is_some_and(|told| told.contains("http://mirror.test/deb, so the base has no security updates")));
+        assert_eq!(without_security(&lines("bookworm", Some("http://mirror.test/debian"), &host)), None);
+        assert_eq!(without_security(&[]), None, "mmdebstrap's own choice has them");
     }
 }

@@ -6,6 +6,7 @@
 #
 # KILN_LOGIN_KEY   the public key this bake logs in with (type and base64), to be taken out of every authorized_keys
 # KILN_HOST_NAME   the host name the guest had during the bake
+# KILN_HOST_KEYS_UNIT   the systemd unit that makes SSH host keys on the first boot
 # Exit status 20: the guest is not finished, the reason is on stderr.
 set -u
 export LC_ALL=C
@@ -70,20 +71,7 @@ swapoff -a 2>/dev/null
 unit_directory=/etc/systemd/system
 if [ -d /run/systemd/system ] && [ -x /usr/sbin/sshd ] && [ -x /usr/bin/ssh-keygen ] &&
     ! grep -qs -e 'ssh-keygen -A' -e 'sshd-keygen' "$unit_directory"/*.service /usr/lib/systemd/system/*.service; then
-    cat >"$unit_directory/ssh-host-keys.service" <<'END'
-[Unit]
-Description=SSH host keys of this machine
-After=systemd-tmpfiles-setup.service cloud-init.service cloud-init-network.service
-Before=ssh.service sshd.service ssh.socket
-ConditionPathExists=!/etc/ssh/ssh_host_ed25519_key
-
-[Service]
-Type=oneshot
-ExecStart=/usr/bin/ssh-keygen -A
-
-[Install]
-WantedBy=multi-user.target
-END
+    printf '%s' "$KILN_HOST_KEYS_UNIT" >"$unit_directory/ssh-host-keys.service"
     systemctl --quiet enable ssh-host-keys.service
 fi
 rm -f /etc/ssh/ssh_host_* /etc/dropbear/*_host_key

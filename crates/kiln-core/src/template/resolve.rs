@@ -111,7 +111,7 @@ fn plan(
     let image = image(report, root);
     let allowed = root.strings("allow_paths");
     let base = base::base(report, root, world, &allowed);
-    let builder = base::builder(report, root);
+    let builder = base::builder(report, root, base.as_ref());
     let mut steps = steps::Steps { report, scope: &scope, world, allowed: &allowed };
     let steps = steps.all(root.list("provision"));
     let checks = checks::all(report, &scope, root.list("check"));

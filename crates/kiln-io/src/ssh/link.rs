@@ -25,7 +25,7 @@ use super::{
 use crate::guest::GuestError;
 
 /// Bytes the guest may send on one channel before it must wait for us. Bounds memory, and covers 50 MB/s at 40 ms.
-const WINDOW: u32 = 2 << 20;
+const WINDOW: u32 = 4 << 20;
 const PACKET: u32 = 32 << 10;
 /// How often to look while a reply may have been taken off the socket by another channel's read.
 const BETWEEN: Duration = Duration::from_millis(5);

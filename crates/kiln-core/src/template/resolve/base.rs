@@ -15,6 +15,8 @@ const LEAST_MEMORY: ByteSize = ByteSize::mib(128);
 /// Beyond this a size is a slip of the pen.
 const MOST_MEMORY: ByteSize = ByteSize::gib(4096);
 const LEAST_DISK: ByteSize = ByteSize::mib(64);
+/// A Debian base has a root file system of 2 GiB at the least, and 65 MiB of boot partitions and partition table.
+const LEAST_DEBIAN_DISK: ByteSize = ByteSize::mib(2048 + 65);
 const MOST_DISK: ByteSize = ByteSize::gib(64 << 10);
 
 pub(super) fn base(report: &mut Report, root: Section<'_>, world: &World<'_>, allowed: &[String]) -> Option<Base> {
@@ -115,10 +117,11 @@ fn check_url(report: &mut Report, node: &Node, url: &str, schemes: &[&str]) {
     }
 }
 
-pub(super) fn builder(report: &mut Report, root: Section<'_>) -> Option<Builder> {
+pub(super) fn builder(report: &mut Report, root: Section<'_>, base: Option<&Base>) -> Option<Builder> {
+    let least = if matches!(base, Some(Base::Debian(_))) { LEAST_DEBIAN_DISK } else { LEAST_DISK };
     let qemu = root.section("builder", BUILDER).section("qemu", QEMU);
     let memory = size(report, qemu, "memory", LEAST_MEMORY, MOST_MEMORY);
-    let disk = size(report, qemu, "disk", LEAST_DISK, MOST_DISK);
+    let disk = size(report, qemu, "disk", least, MOST_DISK);
     Some(Builder::Qemu(QemuMachine {
         memory: memory?,
         cpus: qemu.integer("cpus")?,
