@@ -6,4 +6,5 @@ pub mod guest;
 pub mod home;
 pub mod plain_vm;
 pub mod proxy;
+pub mod running;
 pub mod sshd;

@@ -188,9 +188,14 @@ async fn run(
         keys: &keys,
         directory: ledger.directory(),
     };
-    if let Err(error) = work.run(journal).await {
-        // A full disk on this machine stops the guest in the middle of whatever it was doing.
-        let error = vm.host_disk_error().map_or(error, |reason| BakeError::HostDisk { reason });
+    let done = tokio::select! {
+        done = work.run(journal) => done,
+        trouble = vm.watch() => Err(BakeError::Machine(Box::new(trouble))),
+    };
+    if let Err(error) = done {
+        // What a step sees of a machine that fails is a broken connection; the machine's own trouble says more.
+        let trouble = vm.trouble().filter(|_| !error.is_cancelled());
+        let error = trouble.map_or(error, |trouble| BakeError::Machine(Box::new(trouble)));
         let keep = keeps(context, &error).await;
         if keep {
             vm.keep().map_err(BakeError::boot)?;

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use args::qemu_args;
 pub use boot::boot;
 pub use calibrate::{CalibrationHost, calibrate};
-pub use error::{BootError, ShutdownError};
+pub use error::{BootError, MachineError, ShutdownError};
 pub use running::{Running, Stopped};
 
 use crate::base::{DirectKernel, DiskFormat};

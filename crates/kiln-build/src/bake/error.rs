@@ -13,7 +13,7 @@ use crate::{
     base::BaseError,
     check::CheckError,
     clean::CleanError,
-    qemu::{BootError, ShutdownError},
+    qemu::{BootError, MachineError, ShutdownError},
 };
 
 /// Everything that can stop a bake.
@@ -53,8 +53,8 @@ pub enum BakeError {
     Unclean(#[source] Box<ShutdownError>),
     #[error("the guest powered off without unmounting, so its disk is not sealed: {}", unclean.join("; "))]
     DirtyFileSystem { unclean: Vec<String> },
-    #[error("this machine's disk is full or failing ({reason}); the guest was stopped before it could notice")]
-    HostDisk { reason: String },
+    #[error("the machine failed")]
+    Machine(#[source] Box<MachineError>),
     #[error("the disk could not be sealed")]
     Seal(#[source] Box<kiln_disk::Error>),
     #[error("the finished disk is not clean: {}", findings.join("; "))]
@@ -126,6 +126,9 @@ impl BakeError {
             }
             Self::Hygiene { .. } => {
                 "remove it in a last provision step, or accept it by name with `[[waive]]` and a reason".to_owned()
+            }
+            Self::Machine(error) if matches!(**error, MachineError::HostDisk { .. }) => {
+                "free some space on this machine and bake again".to_owned()
             }
             Self::DiskTooSmall { base, .. } => format!("give `[builder.qemu]` a `disk` of {base} or more"),
             Self::Left { .. } => "`kiln clean` tries again".to_owned(),

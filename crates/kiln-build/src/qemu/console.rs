@@ -78,6 +78,11 @@ pub(super) struct Scan {
 }
 
 impl Scan {
+    /// Passes over what stands there already.
+    pub(super) fn from_end(path: &Path) -> Self {
+        Self { offset: std::fs::metadata(path).map_or(0, |metadata| metadata.len()), ..Self::default() }
+    }
+
     /// Reads what is new; says why the guest will not come up, if it said so.
     pub(super) fn look(&mut self, path: &Path) -> Option<&'static str> {
         let mut fresh = Vec::new();

@@ -61,6 +61,24 @@ pub enum BootError {
     Cancelled,
 }
 
+/// What happened to a machine while it was used.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error("QEMU {how} while the bake ran{}", quoted("the console ends with", console))]
+    Died { how: String, console: Vec<String> },
+    #[error(
+        "the guest was powered off from inside before the bake was done{}",
+        quoted("the console ends with", console)
+    )]
+    PoweredOff { console: Vec<String> },
+    #[error("QEMU does not answer over QMP for {silent:?}{}", quoted("the console ends with", console))]
+    Silent { silent: Duration, console: Vec<String> },
+    #[error("the guest failed: {what}{}", quoted("the console ends with", console))]
+    Guest { what: &'static str, console: Vec<String> },
+    #[error("the host's disk is full or failing ({reason}); the machine was stopped before it could notice")]
+    HostDisk { reason: String },
+}
+
 /// The guest did not go down by itself. Its disk must not be sealed.
 #[derive(Debug, thiserror::Error)]
 pub enum ShutdownError {

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::PoisonError,
     time::Duration,
 };
 
@@ -15,8 +16,9 @@ use kiln_io::{
     time::{Attempt, GaveUp, Policy, poll_until},
 };
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
-use super::{BootError, LoginKeys, ShutdownError, VmHost, VmSpec, console, qmp::Qmp};
+use super::{BootError, LoginKeys, MachineError, ShutdownError, VmHost, VmSpec, console, qmp::Qmp};
 
 /// A guest that answers, with its machine.
 pub struct Running<'a> {
@@ -41,6 +43,8 @@ pub struct Stopped {
 
 /// How long QEMU may take for one answer; it has nothing to do but to answer.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
+/// How often it is looked after.
+const WATCH: Duration = Duration::from_secs(1);
 
 impl fmt::Debug for Running<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,9 +77,48 @@ impl Running<'_> {
         console::tail(&self.console, console::QUOTED)
     }
 
-    /// Why the machine stands still although nobody stopped it: the host's disk is full, or failing.
-    pub fn host_disk_error(&self) -> Option<String> {
-        self.qmp.seen().disk_error
+    /// What is known to be wrong with the machine.
+    pub fn trouble(&self) -> Option<MachineError> {
+        let seen = self.qmp.seen();
+        if let Some(reason) = seen.disk_error {
+            return Some(MachineError::HostDisk { reason });
+        }
+        let ended = self.host.guard.ended(&self.spec.name)?;
+        let console = self.console_tail();
+        Some(match ended {
+            Ended::Code(0) if seen.shutdown.as_deref() == Some("guest-shutdown") => {
+                MachineError::PoweredOff { console }
+            }
+            ended => MachineError::Died { how: how(&ended), console },
+        })
+    }
+
+    /// Looks after the machine while it is used; returns only when something is wrong with it. A guest whose machine stands
+    /// still would otherwise be waited for as long as its step may take.
+    pub async fn watch(&self) -> MachineError {
+        let answers = self.spec.calibration.scaled(ANSWERS_WITHIN);
+        let scan = std::sync::Mutex::new(console::Scan::from_end(&self.console));
+        let policy = Policy { first: WATCH, max: WATCH, deadline: Duration::MAX };
+        // Whoever cancels the bake drops this.
+        let never = CancellationToken::new();
+        let trouble = poll_until(self.host.clock, policy, &never, || async {
+            if let Some(trouble) = self.trouble() {
+                return Attempt::Done(trouble);
+            }
+            let fatal = scan.lock().unwrap_or_else(PoisonError::into_inner).look(&self.console);
+            if let Some(what) = fatal {
+                return Attempt::Done(MachineError::Guest { what, console: self.console_tail() });
+            }
+            let answered = self.qmp.execute("query-status", json!({}), answers).await;
+            if answered.is_err() && self.trouble().is_none() && !self.qmp.seen().closed {
+                return Attempt::Done(MachineError::Silent { silent: answers, console: self.console_tail() });
+            }
+            Attempt::<_, ()>::Again(())
+        });
+        match trouble.await {
+            Ok(trouble) => trouble,
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Asks the guest to power off, and waits until it has and QEMU has ended by itself. Anything else kills it and is an
