@@ -60,7 +60,7 @@ macro_rules! case {
 /// Runs those whose name holds `word`.
 async fn all(word: &str) {
     let base = base().await;
-    let cases: [(&str, Case<'_>); 11] = [
+    let cases: [(&str, Case<'_>); 12] = [
         case!(calibrates_to_an_accelerator_that_answers),
         case!(a_machine_that_qemu_refuses_shows_its_words_and_the_command),
         case!(a_disk_that_does_not_boot_is_found_out_early),
@@ -71,6 +71,7 @@ async fn all(word: &str) {
         case!(boots_runs_and_goes_down_clean, &base),
         case!(a_guest_that_ignores_the_order_to_go_down_is_unclean, &base),
         case!(a_missing_root_file_system_is_found_out_early, &base),
+        case!(a_guest_without_network_and_one_without_sshd_are_told_apart, &base),
         case!(a_seed_lets_kiln_into_a_cloud_image_booted_by_its_firmware, &base),
     ];
     for (name, case) in cases {
@@ -378,6 +379,42 @@ async fn a_missing_root_file_system_is_found_out_early(base: &PreparedBase) {
     let error = bench.boot(spec).await.unwrap_err();
     assert!(matches!(&error, BootError::Stuck { what, .. } if what.contains("initramfs")), "{error}");
     bench.guard.close().await.unwrap();
+}
+
+/// Both at once. A machine so slow that a guest is not even up in time gets more of it.
+async fn a_guest_without_network_and_one_without_sshd_are_told_apart(base: &PreparedBase) {
+    let up = |console: &[String]| console.iter().any(|line| line.contains("login:"));
+    for limit in [60, 120, 240, 480].map(Duration::from_secs) {
+        let (no_network, no_sshd) = tokio::join!(
+            unreachable(base, "systemd.mask=systemd-networkd.service systemd.mask=systemd-networkd.socket", limit),
+            unreachable(base, "systemd.mask=ssh.service", limit),
+        );
+        if !up(&no_network.1) || !up(&no_sshd.1) {
+            say(&format!("not up within {limit:?}; once more with twice the time"));
+            continue;
+        }
+        assert!(no_network.0.contains("it boots but has no network"), "{}", no_network.0);
+        assert!(no_sshd.0.contains("port 22 is closed"), "{}", no_sshd.0);
+        return;
+    }
+    panic!("the guests did not come up within eight minutes");
+}
+
+/// Boots with these words for the kernel, to no avail: the stage that failed and the console's end.
+async fn unreachable(base: &PreparedBase, words: &str, limit: Duration) -> (String, Vec<String>) {
+    let bench = Bench::new().await;
+    let mut spec = spec(base);
+    spec.machine.boot_timeout = limit;
+    spec.calibration.slowness = 1.0;
+    if let Some(kernel) = &mut spec.kernel {
+        kernel.command_line = format!("{} {words}", kernel.command_line);
+    }
+    let error = bench.boot(spec).await.unwrap_err();
+    bench.guard.close().await.unwrap();
+    match error {
+        BootError::Unreachable { stage, console, .. } => (stage, console),
+        other => panic!("{other}"),
+    }
 }
 
 async fn a_seed_lets_kiln_into_a_cloud_image_booted_by_its_firmware(base: &PreparedBase) {
