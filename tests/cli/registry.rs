@@ -12,6 +12,10 @@ use kiln_core::{
     artifact::{Artifact, BaseRecord, CheckRecord, Disk, File, Machine, StepRecord},
     plan::VersionSpec,
 };
+use kiln_disk::{
+    DiskFile, GuestDisk,
+    seal::{Options, seal},
+};
 use kiln_io::guest::Quiet;
 use kiln_registry::{Publication, Registry};
 
@@ -28,16 +32,10 @@ fn published(user: &User) -> PathBuf {
     }
     fs::write(&raw, &bytes).unwrap();
     let qcow2 = directory.join("web.qcow2");
-    let convert = Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&qcow2).status();
-    assert!(convert.unwrap().success());
-    let stored = fs::read(&qcow2).unwrap();
-    let file = File {
-        name: "web.qcow2".to_owned(),
-        format: "qcow2".to_owned(),
-        bytes: stored.len() as u64,
-        sha256: Digest::of(&stored),
-    };
-    let artifact = artifact(file, Digest::of(&bytes));
+    let sealed = seal(&GuestDisk::open(&[DiskFile::raw(&raw)]).unwrap(), &qcow2, &Options::default()).unwrap();
+    let file =
+        File { name: "web.qcow2".to_owned(), format: "qcow2".to_owned(), bytes: sealed.bytes, sha256: sealed.qcow2 };
+    let artifact = artifact(file, sealed.disk_digest);
     let publication = Publication {
         version: VersionSpec::Fixed("1.0.0".parse().unwrap()),
         date: "2026-11-21".to_owned(),
@@ -123,26 +121,31 @@ fn every_format_comes_out_with_the_bytes_that_went_in() {
     let refused = user.kiln(&["export", "web", "--format", "raw", "--to", to.to_str().unwrap()]).code(2);
     assert!(refused.stderr.contains("--force"), "{refused:?}");
     user.kiln(&["export", "web", "--format", "raw", "--force", "--to", to.to_str().unwrap()]).code(0);
-    let missing =
-        user.kiln(&["export", "web", "--format", "raw.zst", "--to", user.path("x").to_str().unwrap()]).code(1);
-    assert!(missing.stderr.contains("outputs"), "{missing:?}");
+    let to = user.path("out.raw.zst");
+    user.kiln(&["export", "web", "--format", "raw.zst", "--to", to.to_str().unwrap()]).code(0);
+    let restored = Command::new("zstd").arg("-dc").arg(&to).output().unwrap();
+    assert!(restored.stdout == fs::read(&raw).unwrap());
 }
 
 #[test]
 fn a_damaged_image_is_not_exported_in_any_format() {
     let user = User::new("damaged");
     published(&user);
-    let blobs = user.path("data/registry/blobs/sha256");
-    let blob = fs::read_dir(blobs).unwrap().next().unwrap().unwrap().path();
+    let whole = user.kiln(&["registry", "verify"]).code(0);
+    assert!(whole.stderr.starts_with("1 of 1 versions are whole: "), "{whole:?}");
+    let segments = fs::read_dir(user.path("data/registry/blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+    let blob = segments.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
     let mut bytes = fs::read(&blob).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     fs::remove_file(&blob).unwrap();
     fs::write(&blob, bytes).unwrap();
+    let damaged = user.kiln(&["registry", "verify"]).code(1);
+    assert!(damaged.stderr.contains("  harmed: web@1.0.0\n0 of 1 versions are whole"), "{damaged:?}");
     for format in ["qcow2", "raw"] {
         let to = user.path(&format!("out.{format}"));
         let ran = user.kiln(&["export", "web", "--format", format, "--to", to.to_str().unwrap()]).code(1);
-        assert!(ran.stderr.contains("has the digest"), "{ran:?}");
+        assert!(ran.stderr.contains("is damaged") && ran.stderr.contains("harmed: `web@1.0.0`"), "{ran:?}");
         assert!(!to.exists());
     }
     let left: Vec<_> = fs::read_dir(user.path("")).unwrap().flatten().map(|entry| entry.file_name()).collect();

@@ -20,6 +20,8 @@ pub enum Error {
         #[source]
         source: Refusal,
     },
+    #[error("the qcow2 `{}` is not as kiln seals it, so it cannot be stored as segments; bake it again", path.display())]
+    NotSealed { path: PathBuf },
     #[error("the disk `{}` has no bytes; it is not a disk", path.display())]
     Empty { path: PathBuf },
     #[error("cannot read the guest disk at byte {offset}")]

@@ -10,11 +10,13 @@ pub mod ext4;
 pub mod fat;
 pub mod gpt;
 pub mod hygiene;
+pub mod ordered;
 pub mod qcow2;
 pub mod raw;
 pub mod read_at;
 pub mod residue;
 pub mod seal;
+pub mod segment;
 pub mod source;
 
 pub use error::{Error, Result};
@@ -24,7 +26,7 @@ pub use source::{DiskFile, DiskFormat, GuestDisk};
 /// The unit of hashing and compression: 64 KiB of guest disk, also the cluster size of a canonical qcow2.
 pub const CHUNK: usize = 64 << 10;
 
-/// The unit of reading and of later storage: 64 chunks.
+/// The unit of reading and of storage: 64 chunks.
 pub const SEGMENT: usize = 64 * CHUNK;
 
 static ZEROS: [u8; CHUNK] = [0; CHUNK];

@@ -10,7 +10,7 @@ use std::{
 use kiln_core::{Digest, artifact};
 use sha2::{Digest as _, Sha256};
 
-use crate::{CHUNK, Error, ReadAt, Result, SEGMENT, ZEROS, seal::Sealed};
+use crate::{CHUNK, Error, ReadAt, Result, SEGMENT, seal::Sealed, segment::ZERO_FRAME};
 
 /// How far a writer is and whether it should stop.
 pub struct Watch<'a> {
@@ -52,14 +52,13 @@ pub fn write_raw(disk: &dyn ReadAt, path: &Path, watch: &Watch<'_>) -> Result<ar
 }
 
 /// Writes the frames of the sealed qcow2 `image` to `path`, one behind the other: `zstd -d` makes the raw disk of it.
-/// Nothing is compressed again but runs of zeros, and a last chunk that the disk does not fill. The file must not exist.
+/// Nothing is compressed again but a last chunk that the disk does not fill. The file must not exist.
 pub fn write_raw_zst(image: &dyn ReadAt, sealed: &Sealed, path: &Path, watch: &Watch<'_>) -> Result<artifact::File> {
     let failed = |source| Error::Write { path: path.to_owned(), source };
     let compress = |bytes: &[u8], offset| {
         zstd::bulk::compress(bytes, crate::seal::LEVEL).map_err(|source| Error::Compress { offset, source })
     };
     let mut out = Hashing { inner: io::BufWriter::new(create(path)?), hasher: Sha256::new(), bytes: 0 };
-    let zeros = compress(&ZEROS, 0)?;
     let mut frames = sealed.frames().peekable();
     for number in 0..sealed.chunks.len() {
         if (watch.cancelled)() {
@@ -68,7 +67,7 @@ pub fn write_raw_zst(image: &dyn ReadAt, sealed: &Sealed, path: &Path, watch: &W
         let offset = (number * CHUNK) as u64;
         let length = usize::try_from(sealed.size - offset).unwrap_or(usize::MAX).min(CHUNK);
         let mut frame = match frames.next_if(|(chunk, ..)| *chunk == number) {
-            None => zeros.clone(),
+            None => ZERO_FRAME.to_vec(),
             Some((_, at, length)) => {
                 let mut frame = vec![0; length as usize];
                 image.read_at(at, &mut frame).map_err(|source| Error::Read { offset: at, source })?;

@@ -1,10 +1,6 @@
 //! Reading: what is published, and its files out again, verified.
 
-use std::{
-    fmt, fs, io,
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use std::{fmt, fs, io, os::unix::fs::MetadataExt as _, path::Path, str::FromStr};
 
 use kiln_core::{
     ImageName, Version,
@@ -14,8 +10,11 @@ use kiln_core::{
 
 use crate::{
     Registry, RegistryError,
+    content::{Content, LONGEST_MANIFEST},
+    damage::{Damage, Problem},
     durable::{self, Temporary, failed},
     head::{Head, Listed, Record},
+    lay_down::{Form, Plain, Sparse},
 };
 
 /// Which version of an image: `web` (the newest) or `web@1.4.0`.
@@ -57,8 +56,13 @@ impl Registry {
         Ok(versions)
     }
 
-    /// The record of one version.
+    /// What a version is and where it came from.
     pub fn artifact(&self, selector: &Selector) -> Result<Artifact, RegistryError> {
+        self.record(selector).map(|record| record.artifact)
+    }
+
+    /// The record of one version.
+    pub fn record(&self, selector: &Selector) -> Result<Record, RegistryError> {
         let versions = self.versions(&selector.image)?;
         let unknown = |version: String| RegistryError::UnknownVersion {
             image: selector.image.clone(),
@@ -72,56 +76,143 @@ impl Registry {
         };
         let listed =
             listed.ok_or_else(|| unknown(selector.version.as_ref().map_or("newest".to_owned(), Version::to_string)))?;
-        let path = self.record(&selector.image, &listed.version);
-        let record = Record::read(&path)?.ok_or_else(|| failed("read", &path)(io::ErrorKind::NotFound.into()))?;
-        if record.artifact.disk.digest != listed.disk {
-            return Err(RegistryError::Altered { path, expected: listed.disk, found: record.artifact.disk.digest });
-        }
-        Ok(record.artifact)
+        self.listed_record(&selector.image, listed)
     }
 
-    /// Copies the file of `artifact` that has `format` to `to`, which appears when every byte was verified. `watch` gets
-    /// the bytes done and says whether to go on.
+    /// The record of a version that the head lists.
+    pub(crate) fn listed_record(&self, image: &ImageName, listed: &Listed) -> Result<Record, RegistryError> {
+        let path = self.record_path(image, &listed.version);
+        let record = Record::read(&path)?.ok_or_else(|| failed("read", &path)(io::ErrorKind::NotFound.into()))?;
+        let named = (&record.artifact.image, &record.artifact.version);
+        if record.artifact.disk.digest != listed.disk || named != (image, &listed.version) {
+            return Err(RegistryError::Altered { path, expected: listed.disk, found: record.artifact.disk.digest });
+        }
+        Ok(record)
+    }
+
+    /// The records of all published versions that can be read.
+    pub(crate) fn records(&self) -> Result<Vec<Record>, RegistryError> {
+        let mut records = Vec::new();
+        for image in self.names()? {
+            let head = Head::read(&self.image(&image))?;
+            records.extend(head.versions.iter().filter_map(|listed| self.listed_record(&image, listed).ok()));
+        }
+        Ok(records)
+    }
+
+    /// The disk of a version as it is stored.
+    pub fn content(&self, record: &Record) -> Result<Content, RegistryError> {
+        self.try_content(record)
+            .map_err(|damage| self.set_aside(damage))?
+            .map_err(|problem| RegistryError::Content { blob: self.blob(&record.manifest.digest), problem })
+    }
+
+    /// The same without setting anything aside; the inner error says what is wrong with a sound blob.
+    pub(crate) fn try_content(&self, record: &Record) -> Result<Result<Content, String>, Damage> {
+        if record.manifest.size > LONGEST_MANIFEST {
+            return Ok(Err("it would be longer than any manifest".to_owned()));
+        }
+        let manifest = self.blob_bytes(&record.manifest)?;
+        let config = match Content::config_of(&manifest) {
+            Ok(config) => self.blob_bytes(&config)?,
+            Err(problem) => return Ok(Err(problem)),
+        };
+        Ok(Content::parse(&manifest, &config).and_then(|content| {
+            let disk = &record.artifact.disk;
+            let same = (content.disk, content.size) == (disk.digest, disk.size);
+            if same { Ok(content) } else { Err("it is another disk than the one in the record".to_owned()) }
+        }))
+    }
+
+    /// Writes the file of `record` that has `format` to `to`, which appears when every byte was verified. The qcow2, raw and
+    /// raw.zst are laid down from the stored frames. `watch` gets the bytes done and says whether to go on.
     pub fn export(
         &self,
-        artifact: &Artifact,
+        record: &Record,
         format: &str,
         to: &Path,
         watch: &dyn Fn(u64) -> bool,
     ) -> Result<File, RegistryError> {
-        let file = stored(artifact, format)?;
-        let blob = self.blob(&file.sha256);
+        let _leased = self.lease()?;
         let directory = match to.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         let temporary = Temporary::in_directory(directory);
-        let (found, written) = durable::copy(&blob, temporary.path(), file.bytes, watch)?;
-        if found != file.sha256 {
-            return Err(RegistryError::Altered { path: blob, expected: file.sha256, found });
-        }
-        written.sync_all().map_err(failed("sync", temporary.path()))?;
+        let file = match Form::of(format) {
+            None => self.copy_file(record, format, &temporary, watch)?,
+            Some(form) => self.lay_down_file(record, format, form, &temporary, watch)?,
+        };
         temporary.replace(to)?;
+        Ok(file)
+    }
+
+    fn copy_file(
+        &self,
+        record: &Record,
+        format: &str,
+        to: &Temporary,
+        watch: &dyn Fn(u64) -> bool,
+    ) -> Result<File, RegistryError> {
+        let file = record.file(format).ok_or_else(|| RegistryError::UnknownFormat {
+            image: record.artifact.image.clone(),
+            version: record.artifact.version.clone(),
+            format: format.to_owned(),
+            stored: record.artifact.files.iter().map(|file| file.format.clone()).collect(),
+        })?;
+        let blob = self.blob(&file.sha256);
+        let inode = fs::metadata(&blob).map(|metadata| metadata.ino());
+        let inode = inode.map_err(|_| self.set_aside(Damage { blob: file.sha256, problem: Problem::Missing }))?;
+        let (found, written) = durable::copy(&blob, to.path(), file.bytes, watch)?;
+        if found != file.sha256 {
+            let what = format!("it has the digest {found}");
+            return Err(self.set_aside(Damage { blob: file.sha256, problem: Problem::Altered { what, inode } }));
+        }
+        written.sync_all().map_err(failed("sync", to.path()))?;
         Ok(file.clone())
     }
 
-    /// The path of the file of `artifact` that has `format`, after every byte of it was verified.
-    pub fn verify(
+    fn lay_down_file(
         &self,
-        artifact: &Artifact,
+        record: &Record,
         format: &str,
+        form: Form,
+        to: &Temporary,
         watch: &dyn Fn(u64) -> bool,
-    ) -> Result<PathBuf, RegistryError> {
-        let file = stored(artifact, format)?;
-        let blob = self.blob(&file.sha256);
-        let found = durable::digest(&blob, watch)?;
-        if found != file.sha256 {
-            return Err(RegistryError::Altered { path: blob, expected: file.sha256, found });
-        }
-        Ok(blob)
+    ) -> Result<File, RegistryError> {
+        let content = self.content(record)?;
+        let written = durable::create_file(to.path())?;
+        let into_place = |error| match error {
+            RegistryError::Sink(source) => failed("write", to.path())(source),
+            other => other,
+        };
+        let (bytes, sha256) = if form == Form::Raw {
+            let mut sink = Sparse { file: &written, at: 0 };
+            let laid = self.lay_down(&content, form, &mut sink, watch).map_err(into_place)?;
+            written.set_len(content.size).map_err(failed("write", to.path()))?;
+            laid
+        } else {
+            self.lay_down(&content, form, &mut Plain(&written), watch).map_err(into_place)?
+        };
+        let file = match record.file(format) {
+            Some(file) if file.sha256 != sha256 => {
+                return Err(RegistryError::Altered {
+                    path: to.path().to_owned(),
+                    expected: file.sha256,
+                    found: sha256,
+                });
+            }
+            Some(file) => file.clone(),
+            None => {
+                let name = format!("{}.{format}", record.artifact.image);
+                File { name, format: format.to_owned(), bytes, sha256 }
+            }
+        };
+        written.sync_all().map_err(failed("sync", to.path()))?;
+        Ok(file)
     }
 
-    fn names(&self) -> Result<Vec<ImageName>, RegistryError> {
+    pub(crate) fn names(&self) -> Result<Vec<ImageName>, RegistryError> {
         let directory = self.root().join("images");
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
@@ -136,15 +227,6 @@ impl Registry {
         names.sort();
         Ok(names)
     }
-}
-
-fn stored<'a>(artifact: &'a Artifact, format: &str) -> Result<&'a File, RegistryError> {
-    artifact.files.iter().find(|file| file.format == format).ok_or_else(|| RegistryError::UnknownFormat {
-        image: artifact.image.clone(),
-        version: artifact.version.clone(),
-        format: format.to_owned(),
-        stored: artifact.files.iter().map(|file| file.format.clone()).collect(),
-    })
 }
 
 impl FromStr for Selector {

@@ -34,12 +34,18 @@ impl Temporary {
     }
 
     /// Moves the file to `target`, replacing what is there, and syncs the directory.
-    pub(crate) fn replace(mut self, target: &Path) -> Result<(), RegistryError> {
+    pub(crate) fn replace(self, target: &Path) -> Result<(), RegistryError> {
+        self.rename(target)?;
+        sync_directory_of(target)
+    }
+
+    /// Moves the file to `target`, replacing what is there. The caller syncs the directory.
+    pub(crate) fn rename(mut self, target: &Path) -> Result<(), RegistryError> {
         fs::rename(&self.path, target).map_err(failed("move into place", target))?;
         self.placed = true;
         // Between two names of one file `rename` does nothing at all, and both stay.
         let _ = fs::remove_file(&self.path);
-        sync_directory_of(target)
+        Ok(())
     }
 
     /// Moves the file to `target` unless something is there already; says whether it did.
@@ -97,6 +103,17 @@ pub(crate) fn write(directory: &Path, bytes: &[u8]) -> Result<Temporary, Registr
     Ok(temporary)
 }
 
+/// Writes `bytes` into a new temporary file that nobody may write to again. The caller syncs it.
+pub(crate) fn write_unsynced(directory: &Path, bytes: &[u8]) -> Result<Temporary, RegistryError> {
+    let temporary = Temporary::in_directory(directory);
+    let path = temporary.path();
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).mode(0o444).open(path).map_err(failed("create", path))?;
+    file.write_all(bytes).map_err(failed_to_store("write", path, bytes.len() as u64))?;
+    drop(file);
+    Ok(temporary)
+}
+
 /// Brings `source` into `directory` as a temporary file, by a second name for it where the file system allows, else by
 /// copying; reads every byte, compares with `expected`, and syncs.
 pub(crate) fn bring(
@@ -139,12 +156,6 @@ pub(crate) fn copy(
     Ok((digest, output))
 }
 
-/// The digest of the file `path`.
-pub(crate) fn digest(path: &Path, watch: &dyn Fn(u64) -> bool) -> Result<Digest, RegistryError> {
-    let mut input = File::open(path).map_err(failed("open", path))?;
-    hash(&mut input, None, path, watch)
-}
-
 fn hash(
     input: &mut File,
     mut output: Option<(&mut File, &Path, u64)>,
@@ -173,7 +184,7 @@ fn hash(
     Ok(Digest::from_bytes(hasher.finalize().into()))
 }
 
-fn create_file(path: &Path) -> Result<File, RegistryError> {
+pub(crate) fn create_file(path: &Path) -> Result<File, RegistryError> {
     OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).map_err(failed("create", path))
 }
 

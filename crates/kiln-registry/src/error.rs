@@ -24,6 +24,18 @@ pub enum RegistryError {
     Conflict { image: ImageName, version: Version, published: Digest, offered: Digest },
     #[error("`{path}` has the digest {found}, its record says {expected}")]
     Altered { path: PathBuf, expected: Digest, found: Digest },
+    #[error("`{path}` was written by an early kiln that stored whole files; this one stores segments")]
+    FirstForm { path: PathBuf },
+    #[error("the build of `{image}` has no qcow2, from which its segments would be taken")]
+    NoQcow2 { image: ImageName },
+    #[error(transparent)]
+    Disk(#[from] kiln_disk::Error),
+    #[error("the blob `{blob}` is damaged: {problem}")]
+    Damaged { blob: PathBuf, problem: String, harmed: Vec<String> },
+    #[error("`{blob}` is not the content of a version: {problem}")]
+    Content { blob: PathBuf, problem: String },
+    #[error("cannot write the image")]
+    Sink(#[source] io::Error),
     #[error("the artifact names the file `{name}`, which is not a plain file name")]
     FileName { name: String },
     #[error("there is no image `{image}` in the registry `{registry}`")]
@@ -60,6 +72,18 @@ impl RegistryError {
             Self::Conflict { .. } => {
                 Some("a version is written once: give the image another `version`, or `version = \"auto\"`".to_owned())
             }
+            Self::FirstForm { path } => Some(format!(
+                "move `{}` away and build the images again; a qcow2 in it lies under its SHA-256 in `blobs/sha256`",
+                path.display()
+            )),
+            Self::Damaged { harmed, .. } => {
+                let harmed = if harmed.is_empty() { "no version that can be read".to_owned() } else { listed(harmed) };
+                Some(format!(
+                    "harmed: {harmed}; all others are whole. Publishing the same disk again brings the blob back, \
+                     `kiln registry verify` checks everything"
+                ))
+            }
+            Self::Content { .. } => Some("`kiln registry verify` checks all versions".to_owned()),
             Self::Altered { .. } => Some("the file was changed after it was sealed; bake the image again".to_owned()),
             Self::UnknownImage { known, .. } if known.is_empty() => {
                 Some("nothing was published yet: `kiln build TEMPLATE`".to_owned())
@@ -73,6 +97,9 @@ impl RegistryError {
             }
             Self::Io { .. }
             | Self::Stopped { .. }
+            | Self::Disk(_)
+            | Self::Sink(_)
+            | Self::NoQcow2 { .. }
             | Self::FileName { .. }
             | Self::Unreadable { .. }
             | Self::Date { .. } => None,

@@ -1,14 +1,25 @@
 //! `head.json`: which versions of an image there are. The only file of an image that ever changes.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Read as _},
+    path::Path,
+};
 
-use kiln_core::{Digest, Version, artifact::Artifact};
+use kiln_core::{
+    Digest, Version,
+    artifact::{Artifact, File},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{durable::failed, error::RegistryError};
+use crate::{content::Descriptor, durable::failed, error::RegistryError};
 
 /// The format of `head.json` and of the records.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
+
+/// Nobody's history is longer; a file that grows without end is not read at all.
+const LONGEST: u64 = 64 << 20;
 
 /// The state of one image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,15 +42,21 @@ pub struct Listed {
     pub build: String,
     /// Seconds since 1970, UTC.
     pub published: u64,
+    /// The SHA-256 of its qcow2 file, by which another image can name it as its base.
+    pub qcow2: Digest,
+    /// The SHA-256 of the disk file it was baked on.
+    pub base: Digest,
 }
 
 /// `v/<version>.json`: written once, when everything it names is stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub(crate) format: u32,
+pub struct Record {
+    pub format: u32,
     /// Seconds since 1970, UTC.
-    pub(crate) published: u64,
-    pub(crate) artifact: Artifact,
+    pub published: u64,
+    /// The OCI image manifest that names every blob of the version.
+    pub manifest: Descriptor,
+    pub artifact: Artifact,
 }
 
 impl Head {
@@ -81,7 +98,14 @@ impl Record {
             disk: self.artifact.disk.digest,
             build: self.artifact.build.clone(),
             published: self.published,
+            qcow2: self.file("qcow2").map_or(self.artifact.disk.digest, |file| file.sha256),
+            base: self.artifact.base.digest,
         }
+    }
+
+    /// What is recorded of the file with this format.
+    pub fn file(&self, format: &str) -> Option<&File> {
+        self.artifact.files.iter().find(|file| file.format == format)
     }
 
     pub(crate) fn read(path: &Path) -> Result<Option<Self>, RegistryError> {
@@ -89,16 +113,28 @@ impl Record {
     }
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RegistryError> {
+/// Whether `path`, the marker of a registry, is there and of a format that this kiln reads.
+pub(crate) fn is_known_format(path: &Path) -> Result<bool, RegistryError> {
+    #[derive(Deserialize)]
+    struct Marker {}
+    Ok(read_json::<Marker>(path)?.is_some())
+}
+
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RegistryError> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,
     }
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
+    let mut bytes = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
+    match read {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("read", path)(error)),
-    };
+        Ok(_) if bytes.len() as u64 > LONGEST => {
+            return Err(failed("read", path)(io::Error::other("it is longer than any record is")));
+        }
+        Ok(_) => {}
+    }
     // A newer format may not parse as ours, so its number is looked at first.
     if let Ok(Format { format: found }) = serde_json::from_slice::<Format>(&bytes)
         && found > FORMAT

@@ -1,22 +1,33 @@
 //! Catalog of images and versions in a directory: what is published, and its files.
 //!
 //! ```text
+//! registry.json                    the format of this registry
 //! oci-layout
-//! blobs/sha256/<hex>               files of artifacts, named by their digest, never written to again
+//! blobs/sha256/<hex>               segments, configs, manifests, named by their digest, never written to again
 //! images/<name>/v/<version>.json   one record for each version, written once, after the blobs it names
 //! images/<name>/head.json          the versions, newest first; replaced last. What it lists is published
 //! images/<name>/lock               held while a record and the head are written
-//! tmp/                             files that are being written; `tmp/lock` is shared by all who publish
+//! damaged/                         blobs that were not what their name said
+//! tmp/                             files that are being written; `tmp/lock` is shared by all who publish or export
 //! ```
+//!
+//! A version is an OCI image manifest. Its layers are the 4 MiB segments of the disk in order, each 64 independent zstd
+//! frames, so any two versions share the segments that they have in common, and `zstd -d` of the layers, one behind the
+//! other, is the raw disk. The qcow2 is not stored: it is laid down from the same frames, always the same bytes.
 //!
 //! This crate must not know how an artifact is made, print, or talk to the network.
 
 mod catalog;
+mod check;
+mod content;
+mod damage;
 mod durable;
 mod error;
 mod filesystem;
 mod head;
+mod lay_down;
 mod publish;
+mod store;
 
 use std::{
     fs,
@@ -27,13 +38,18 @@ use kiln_core::{Digest, ImageName, Version};
 
 pub use self::{
     catalog::{ImageSummary, Selector},
+    check::{Finding, Report},
+    content::{Content, Descriptor, StoredSegment},
     error::RegistryError,
-    head::Listed,
+    head::{Listed, Record},
     publish::{Publication, Published},
 };
 
 /// The content of `oci-layout`, as the OCI image layout specification 1.1 wants it.
 const OCI_LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}\n";
+
+/// The content of `registry.json`: `"format"` grows when an older kiln could not read what is there.
+const MARKER: &str = "{\"format\":2}\n";
 
 /// A registry in a local directory. Cheap to clone; nothing is held open between calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,11 +66,17 @@ impl Registry {
         }
         if root.exists() {
             let mut entries = fs::read_dir(root).map_err(durable::failed("read", root))?;
-            // A publish that was killed before it wrote `oci-layout` leaves `tmp` and nothing else. The layout is
+            // A publish that was killed before it wrote `registry.json` leaves `tmp` and nothing else. The marker is
             // looked for after the listing: it is there before anything else is.
             let others = entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "tmp"));
-            if others && !root.join("oci-layout").exists() {
-                return Err(RegistryError::NotARegistry { path: root.to_owned() });
+            if others && !head::is_known_format(&root.join("registry.json"))? {
+                let path = root.to_owned();
+                let first_form = root.join("oci-layout").exists() && root.join("images").exists();
+                return Err(if first_form {
+                    RegistryError::FirstForm { path }
+                } else {
+                    RegistryError::NotARegistry { path }
+                });
             }
         }
         Ok(Self { root: root.to_owned() })
@@ -77,7 +99,7 @@ impl Registry {
         self.root.join("images").join(image.as_str())
     }
 
-    fn record(&self, image: &ImageName, version: &Version) -> PathBuf {
+    fn record_path(&self, image: &ImageName, version: &Version) -> PathBuf {
         self.image(image).join("v").join(format!("{version}.json"))
     }
 }

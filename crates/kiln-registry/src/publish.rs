@@ -10,7 +10,7 @@ use kiln_core::{ImageName, Version, artifact::Artifact, plan::VersionSpec};
 use kiln_io::guest::Progress;
 
 use crate::{
-    OCI_LAYOUT, Registry, RegistryError,
+    MARKER, OCI_LAYOUT, Registry, RegistryError,
     durable::{self, Temporary, failed},
     head::{FORMAT, Head, Record},
 };
@@ -33,6 +33,8 @@ pub struct Published {
     pub artifact: Artifact,
     /// The same disk was there under this version before.
     pub already: bool,
+    /// Bytes of the blobs that were not there before.
+    pub new_bytes: u64,
 }
 
 impl Registry {
@@ -54,14 +56,18 @@ impl Registry {
         let date = calendar_prefix(&publication.date)?;
         // Refused before gigabytes are read, when it is already clear.
         if let VersionSpec::Fixed(version) = &publication.version
-            && let Some(record) = Record::read(&self.record(&artifact.image, version))?
+            && let Some(record) = Record::read(&self.record_path(&artifact.image, version))?
         {
             same_disk(&record, artifact)?;
         }
         durable::directory(&self.temporary())?;
         let _publishing = self.sweep_and_share()?;
         self.prepare(&artifact.image)?;
-        self.store_blobs(artifact, files, progress)?;
+        // Whether it can be read only decides how much is shared.
+        let newest = Head::read(&self.image(&artifact.image)).ok().and_then(|head| head.versions.into_iter().next());
+        let previous = newest.and_then(|listed| self.listed_record(&artifact.image, &listed).ok());
+        let previous = previous.and_then(|record| self.try_content(&record).ok()?.ok());
+        let stored = self.store(artifact, files, previous.as_ref(), progress)?;
 
         let _locked = lock(&self.image(&artifact.image).join("lock"))?;
         let head = self.recover(&artifact.image)?;
@@ -72,24 +78,28 @@ impl Registry {
                 _ => self.next_calendar_version(&artifact.image, &date)?,
             },
         };
-        let path = self.record(&artifact.image, &version);
+        let path = self.record_path(&artifact.image, &version);
         if let Some(record) = Record::read(&path)? {
             same_disk(&record, artifact)?;
-            return Ok(Published { artifact: record.artifact, already: true });
+            return Ok(Published { artifact: record.artifact, already: true, new_bytes: stored.new_bytes });
         }
-        let artifact = Artifact { version, ..artifact.clone() };
-        let record = Record { format: FORMAT, published: publication.now, artifact };
+        let artifact = Artifact { version, files: stored.files, ..artifact.clone() };
+        let record = Record { format: FORMAT, published: publication.now, manifest: stored.manifest, artifact };
         if !self.write_json(&record)?.create(&path)? {
             // Somebody wrote into the registry without taking its lock.
             let other = Record::read(&path)?.unwrap_or_else(|| record.clone());
             same_disk(&other, &record.artifact)?;
         }
         self.move_head(&record.artifact.image, &head, std::slice::from_ref(&record))?;
-        Ok(Published { artifact: record.artifact, already: false })
+        Ok(Published { artifact: record.artifact, already: false, new_bytes: stored.new_bytes })
     }
 
-    /// The directories, and `oci-layout`, which makes this a registry.
+    /// The directories, and before them `registry.json`, which makes this a registry.
     fn prepare(&self, image: &ImageName) -> Result<(), RegistryError> {
+        let marker = self.root().join("registry.json");
+        if !marker.exists() {
+            durable::write(&self.temporary(), MARKER.as_bytes())?.create(&marker)?;
+        }
         let layout = self.root().join("oci-layout");
         if !layout.exists() {
             durable::write(&self.temporary(), OCI_LAYOUT.as_bytes())?.create(&layout)?;
@@ -116,26 +126,17 @@ impl Registry {
         Ok(file)
     }
 
-    fn store_blobs(&self, artifact: &Artifact, files: &Path, progress: &dyn Progress) -> Result<(), RegistryError> {
-        let mut before = 0;
-        for file in &artifact.files {
-            let blob = self.blob(&file.sha256);
-            // A blob got its name after its bytes were verified and synced, so its name is proof enough; the directory
-            // entry may be younger than the last sync, though.
-            if blob.exists() {
-                durable::sync_directory_of(&blob)?;
-            } else {
-                let source = files.join(&file.name);
-                let watch = |done| {
-                    progress.at(before + done);
-                    true
-                };
-                durable::bring(&source, &self.temporary(), file.sha256, &watch)?.replace(&blob)?;
+    /// Keeps collection away until it is dropped, also when this process is killed. `None` when nobody ever published.
+    pub(crate) fn lease(&self) -> Result<Option<File>, RegistryError> {
+        let path = self.temporary().join("lock");
+        match File::open(&path) {
+            Ok(file) => {
+                file.lock_shared().map_err(failed("lock", &path))?;
+                Ok(Some(file))
             }
-            before += file.bytes;
-            progress.at(before);
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("open", &path)(error)),
         }
-        Ok(())
     }
 
     /// The head of `image`, with the versions in it whose publisher was killed between record and head. A record is
@@ -216,7 +217,7 @@ fn is_plain(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 
-fn lock(path: &Path) -> Result<File, RegistryError> {
+pub(crate) fn lock(path: &Path) -> Result<File, RegistryError> {
     let file = open_lock(path)?;
     loop {
         match file.lock() {

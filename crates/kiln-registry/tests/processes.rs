@@ -191,9 +191,9 @@ fn verify(scratch: &Path, before: Before, when: &str) {
 
 fn complete(registry: &Registry, version: &str, when: &str) {
     let selector: Selector = format!("web@{version}").parse().unwrap();
-    let artifact = registry.artifact(&selector).unwrap_or_else(|error| panic!("{when}: {version} is listed: {error}"));
-    for file in &artifact.files {
-        let bytes = fs::read(registry.blob(&file.sha256)).unwrap_or_else(|error| panic!("{when}: {version}: {error}"));
-        assert_eq!(Digest::of(&bytes), file.sha256, "{when}: {version}");
-    }
+    let record = registry.record(&selector).unwrap_or_else(|error| panic!("{when}: {version} is listed: {error}"));
+    let report = registry.verify(&|_, _| true).unwrap_or_else(|error| panic!("{when}: {version}: {error}"));
+    assert_eq!(report.findings, [], "{when}: {version}");
+    let content = registry.content(&record).unwrap_or_else(|error| panic!("{when}: {version}: {error}"));
+    assert_eq!(content.disk, record.artifact.disk.digest, "{when}: {version}");
 }

@@ -33,8 +33,11 @@ pub(crate) enum Verb {
     Images(Images),
     /// Show one version of an image: digests, base, steps, checks
     Show(Show),
-    /// Copy a disk image out of the registry, verified
+    /// Write a disk image out of the registry, verified
     Export(Export),
+    /// Look after a registry
+    #[command(subcommand)]
+    Registry(RegistryVerb),
     /// Log in to a machine that was kept after a failed build, or run a command in it
     Ssh(Ssh),
     /// Show the output of a build
@@ -182,7 +185,7 @@ pub(crate) struct Export {
     /// The file to write; it appears when it is complete
     #[arg(long, value_name = "FILE")]
     pub(crate) to: PathBuf,
-    /// The format; one that is not stored is converted from the qcow2
+    /// The format: qcow2, raw and raw.zst are laid down from what is stored, others are converted with qemu-img
     #[arg(long, value_name = "FORMAT", default_value = "qcow2", value_parser = ["qcow2", "raw", "raw.zst", "vmdk", "vhd"])]
     pub(crate) format: String,
     /// Replace the file if it exists
@@ -190,6 +193,21 @@ pub(crate) struct Export {
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegistryVerb {
+    /// Read everything and compare it with its digests; set bad blobs aside and name the versions they harm
+    Verify(RegistryVerify),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegistryVerify {
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -43,6 +43,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Images(arguments) => verbs::images::run(&arguments),
         Verb::Show(arguments) => verbs::show::run(&arguments),
         Verb::Export(arguments) => in_runtime(verbs::export::run(arguments)),
+        Verb::Registry(verb) => in_runtime(verbs::registry::run(verb)),
         Verb::Ssh(arguments) => verbs::ssh::run(&arguments),
         Verb::Logs(arguments) => in_runtime(verbs::logs::run(arguments)),
         Verb::Doctor(arguments) => in_runtime(verbs::doctor::run(arguments)),

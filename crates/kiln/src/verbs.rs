@@ -11,6 +11,7 @@ pub(crate) mod images;
 pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod plan;
+pub(crate) mod registry;
 pub(crate) mod schema;
 pub(crate) mod show;
 pub(crate) mod ssh;

@@ -5,13 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kiln_core::{ByteSize, artifact::Artifact};
-use kiln_disk::{DiskFile, GuestDisk, raw};
+use kiln_core::ByteSize;
 use kiln_io::{
     process::{self, Limits, Spec},
     random,
 };
-use kiln_registry::{Registry, RegistryError};
+use kiln_registry::{Record, Registry};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -24,7 +23,7 @@ use crate::{
 
 pub(crate) async fn run(arguments: Export) -> Outcome {
     let registry = surroundings::registry(&arguments.registry)?;
-    let artifact = registry.artifact(&arguments.image)?;
+    let record = registry.record(&arguments.image)?;
     let to = arguments.to;
     if to.exists() && !arguments.force {
         return Err(Failure::usage(format!("`{}` exists already", to.display())).hint("`--force` replaces it"));
@@ -34,12 +33,12 @@ pub(crate) async fn run(arguments: Export) -> Outcome {
     }
     let interruption = Interruption::listen()?;
     let cancel = interruption.token().clone();
-    let stored = artifact.files.iter().any(|file| file.format == arguments.format);
-    let name = format!("{} {}", artifact.image, artifact.version);
-    let result = if stored {
-        copy(registry, artifact, arguments.format.clone(), to.clone(), cancel).await
+    let laid_down = ["qcow2", "raw", "raw.zst"].contains(&arguments.format.as_str());
+    let name = format!("{} {}", record.artifact.image, record.artifact.version);
+    let result = if laid_down || record.file(&arguments.format).is_some() {
+        write(registry, record, arguments.format.clone(), to.clone(), cancel).await
     } else {
-        convert(registry, artifact, &arguments.format, &to, cancel).await
+        convert(registry, record, &arguments.format, &to, cancel).await
     };
     if interruption.happened() {
         return Err(Failure::new("stopped; nothing was written").exit(Exit::Interrupted));
@@ -49,76 +48,41 @@ pub(crate) async fn run(arguments: Export) -> Outcome {
     Ok(Exit::Done)
 }
 
-async fn copy(
+async fn write(
     registry: Registry,
-    artifact: Artifact,
+    record: Record,
     format: String,
     to: PathBuf,
     cancel: CancellationToken,
 ) -> Result<u64, Failure> {
-    let copied = blocking(move || registry.export(&artifact, &format, &to, &|_| !cancel.is_cancelled())).await?;
-    Ok(copied?.bytes)
+    let written =
+        tokio::task::spawn_blocking(move || registry.export(&record, &format, &to, &|_| !cancel.is_cancelled()));
+    let written = written.await.map_err(|error| Failure::new("the work was ended").because(error.to_string()))?;
+    Ok(written?.bytes)
 }
 
-/// Writes a format that is not stored, from the stored qcow2. The file appears when it is complete.
+/// Writes a format that is not stored, from the qcow2, which is laid down beside it. The file appears when it is complete.
 async fn convert(
     registry: Registry,
-    artifact: Artifact,
+    record: Record,
     format: &str,
     to: &Path,
     cancel: CancellationToken,
 ) -> Result<u64, Failure> {
-    let unknown = || RegistryError::UnknownFormat {
-        image: artifact.image.clone(),
-        version: artifact.version.clone(),
-        format: format.to_owned(),
-        stored: artifact.files.iter().map(|file| file.format.clone()).collect(),
+    let options: &[&str] = match format {
+        "vmdk" => &["-O", "vmdk", "-o", "subformat=streamOptimized"],
+        _ => &["-O", "vpc", "-o", "subformat=dynamic,force_size=on"],
     };
-    let verifying = (registry.clone(), artifact.clone(), cancel.clone());
-    let source = blocking(move || {
-        let (registry, artifact, cancel) = verifying;
-        registry.verify(&artifact, "qcow2", &|_| !cancel.is_cancelled())
-    })
-    .await??;
-    let temporary = Temporary::beside(to);
-    match format {
-        "raw" => write_raw(source, temporary.0.clone(), cancel).await?,
-        "vmdk" => qemu_img(&source, &temporary.0, &["-O", "vmdk", "-o", "subformat=streamOptimized"], cancel).await?,
-        "vhd" => {
-            qemu_img(&source, &temporary.0, &["-O", "vpc", "-o", "subformat=dynamic,force_size=on"], cancel).await?;
-        }
-        _ => {
-            return Err(Failure::from(unknown())
-                .hint(format!("bake it with `outputs = [\"{format}\"]`, or export raw and compress that")));
-        }
-    }
+    let (source, temporary) = (Temporary::beside(to), Temporary::beside(to));
+    write(registry, record, "qcow2".to_owned(), source.0.clone(), cancel.clone()).await?;
+    let spec = Spec::new("qemu-img").args(["convert", "-f", "qcow2"]).args(options).arg(&source.0).arg(&temporary.0);
+    process::run(&spec, &Limits { deadline: None, cancel }, &mut |_, _| {}).await?;
     let placed = fs::File::open(&temporary.0).and_then(|file| {
         file.sync_all()?;
         fs::rename(&temporary.0, to)?;
         file.metadata()
     });
     placed.map(|metadata| metadata.len()).map_err(|error| kiln_io::fs::failed("write", to, 0)(error).into())
-}
-
-async fn write_raw(source: PathBuf, to: PathBuf, cancel: CancellationToken) -> Result<(), Failure> {
-    let written = blocking(move || {
-        let disk = GuestDisk::open(&[DiskFile::qcow2(source)])?;
-        raw::write_raw(&disk, &to, &raw::Watch { progress: &|_, _| {}, cancelled: &|| cancel.is_cancelled() })
-    })
-    .await?;
-    written.map(|_| ()).map_err(|error| Failure::of(&error))
-}
-
-async fn qemu_img(source: &Path, to: &Path, format: &[&str], cancel: CancellationToken) -> Result<(), Failure> {
-    let spec = Spec::new("qemu-img").args(["convert", "-f", "qcow2"]).args(format).arg(source).arg(to);
-    process::run(&spec, &Limits { deadline: None, cancel }, &mut |_, _| {}).await?;
-    Ok(())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Failure::new("the work was ended").because(error.to_string()))
 }
 
 /// A file that is removed unless it was renamed.

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use kiln_core::{ByteSize, artifact::Artifact};
-use kiln_registry::Registry;
 
 use crate::{
     arguments::Show,
@@ -21,12 +20,12 @@ pub(crate) fn run(arguments: &Show) -> Outcome {
     if arguments.json {
         output::json(&artifact)?;
     } else {
-        output::data(&describe(&artifact, &registry))?;
+        output::data(&describe(&artifact))?;
     }
     Ok(Exit::Done)
 }
 
-fn describe(artifact: &Artifact, registry: &Registry) -> String {
+fn describe(artifact: &Artifact) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: String| {
         let _ = writeln!(text, "{label:<13}{}", visible(&value));
@@ -52,7 +51,7 @@ fn describe(artifact: &Artifact, registry: &Registry) -> String {
     text.push_str("\nfiles\n");
     for file in &artifact.files {
         let size = ByteSize(file.bytes).approximate();
-        let _ = writeln!(text, "  {:<9}{size:>11}  {}", file.format, registry.blob(&file.sha256).display());
+        let _ = writeln!(text, "  {:<9}{size:>11}  {}", file.format, file.sha256);
     }
     section(&mut text, "steps", artifact.steps.iter().map(|step| (&step.name, &step.outcome, step.milliseconds)));
     let verdict = |passed| if passed { "passed" } else { "FAILED" };

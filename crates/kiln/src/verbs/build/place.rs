@@ -7,6 +7,7 @@ use std::{
 };
 
 use kiln_core::{
+    ByteSize,
     artifact::Artifact,
     event::{Event, Events as _, Phase, Unit},
     plan::Plan,
@@ -33,8 +34,9 @@ impl Session {
         let mut artifact = artifact.clone();
         if let Some(registry) = self.registry.as_ref().filter(|_| plan.publish.registry) {
             let published = self.publish(registry, plan, &artifact, directory, events).await?;
-            artifact = published.artifact;
-            said.push(format!("{} {} is in {}", artifact.image, artifact.version, registry.root().display()));
+            artifact = published.artifact.clone();
+            let (root, new) = (registry.root().display(), ByteSize(published.new_bytes).approximate());
+            said.push(format!("{} {} is in {root}, {new} of it new", artifact.image, artifact.version));
             said.push(format!("  kiln export {}@{} --to {0}.qcow2", artifact.image, artifact.version));
         }
         if let Some(output) = &self.arguments.output {

@@ -1,0 +1,211 @@
+//! Storing a sealed image: its frames become segments, and only what is not there yet is written.
+
+use std::{collections::HashSet, fs, path::Path};
+
+use kiln_core::{
+    Digest,
+    artifact::{Artifact, File},
+};
+use kiln_disk::{
+    ordered::ordered,
+    seal,
+    segment::{self, SealedImage, Segment},
+};
+use kiln_io::guest::Progress;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    Registry, RegistryError,
+    content::{Content, Descriptor, MANIFEST_TYPE, StoredSegment, descriptor},
+    durable::{self, Temporary, failed},
+    lay_down::{self, Form},
+};
+
+/// Everything of a version that lies in blobs.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) manifest: Descriptor,
+    /// As recorded: the qcow2 and its kin are the ones that the stored frames make.
+    pub(crate) files: Vec<File>,
+    /// Bytes of the blobs that were not there before.
+    pub(crate) new_bytes: u64,
+}
+
+/// Blobs on their way: written first, then all synced, then all named.
+struct Batch<'a> {
+    registry: &'a Registry,
+    named: HashSet<Digest>,
+    written: Vec<(Temporary, Digest)>,
+    bytes: u64,
+}
+
+impl Batch<'_> {
+    /// Writes the blob unless it is there. A blob gets its name when its bytes were synced, so the name is proof enough.
+    fn add(&mut self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+        if !self.named.insert(digest) || self.registry.blob(&digest).exists() {
+            return Ok(());
+        }
+        let temporary = durable::write_unsynced(&self.registry.temporary(), bytes)?;
+        self.bytes += bytes.len() as u64;
+        self.written.push((temporary, digest));
+        Ok(())
+    }
+
+    /// Makes everything added last, and returns how many bytes were new.
+    fn commit(self) -> Result<u64, RegistryError> {
+        for (temporary, _) in &self.written {
+            // The kernel reports an error of the write-back to whoever syncs first, also through another descriptor.
+            let synced = fs::File::open(temporary.path()).and_then(|file| file.sync_all());
+            synced.map_err(failed("sync", temporary.path()))?;
+        }
+        for (temporary, digest) in self.written {
+            temporary.rename(&self.registry.blob(&digest))?;
+        }
+        // Also for the blobs that were there: their names may be younger than the last sync.
+        durable::sync_directory_of(&self.registry.blob(&Digest::of(b"")))?;
+        Ok(self.bytes)
+    }
+}
+
+impl Registry {
+    /// Stores the disk of `artifact`, whose sealed qcow2 lies in `files`, and its other files. Where `previous` has the same
+    /// segment or chunk, its stored frames are taken.
+    pub(crate) fn store(
+        &self,
+        artifact: &Artifact,
+        files: &Path,
+        previous: Option<&Content>,
+        progress: &dyn Progress,
+    ) -> Result<Stored, RegistryError> {
+        let Some(qcow2) = artifact.files.iter().find(|file| file.format == "qcow2") else {
+            return Err(RegistryError::NoQcow2 { image: artifact.image.clone() });
+        };
+        let source = files.join(&qcow2.name);
+        let sealed = SealedImage::open(&source)?;
+        let mut batch = Batch { registry: self, named: HashSet::new(), written: Vec::new(), bytes: 0 };
+        let (content, offered, reframed) = self.store_segments(&sealed, previous, &mut batch, progress)?;
+        altered(&source, qcow2.sha256, offered)?;
+        altered(&source, artifact.disk.digest, content.digest())?;
+        let unwritable = |source| RegistryError::Unreadable { path: self.temporary(), source };
+        let config = content.config().map_err(unwritable)?;
+        let manifest = content.manifest(&config).map_err(unwritable)?;
+        batch.add(Digest::of(&config), &config)?;
+        batch.add(Digest::of(&manifest), &manifest)?;
+        let mut new_bytes = batch.commit()?;
+        let mut recorded = Vec::with_capacity(artifact.files.len());
+        for file in &artifact.files {
+            recorded.push(match Form::of(&file.format) {
+                Some(Form::Qcow2) if !reframed => file.clone(),
+                Some(form) => {
+                    let mut sink = lay_down::Nowhere;
+                    let (bytes, sha256) = self.lay_down(&content, form, &mut sink, &|_| true)?;
+                    if !reframed || form == Form::Raw {
+                        altered(&files.join(&file.name), file.sha256, sha256)?;
+                    }
+                    File { bytes, sha256, ..file.clone() }
+                }
+                None => {
+                    new_bytes += self.store_file(file, files)?;
+                    file.clone()
+                }
+            });
+        }
+        Ok(Stored { manifest: descriptor(MANIFEST_TYPE, &manifest), files: recorded, new_bytes })
+    }
+
+    /// The content, the digest of the qcow2 that was offered, and whether frames of `previous` differ from the offered ones.
+    fn store_segments(
+        &self,
+        sealed: &SealedImage,
+        previous: Option<&Content>,
+        batch: &mut Batch<'_>,
+        progress: &dyn Progress,
+    ) -> Result<(Content, Digest, bool), RegistryError> {
+        let metadata = sealed.metadata();
+        let mut hasher = Sha256::new();
+        hasher.update(&metadata.header);
+        let mut at = metadata.header.len() as u64;
+        let mut segments = Vec::new();
+        let mut reframed = false;
+        let read = |number| {
+            let read: Result<_, kiln_disk::Error> = sealed.segment(number);
+            read.map(|segment| (Digest::of(&segment.blob), segment))
+        };
+        ordered(segment::count(sealed.size()), read, |number, read| -> Result<(), RegistryError> {
+            let (digest, segment) = read?;
+            for (chunk, frame) in segment.chunks.iter().zip(segment::frames(&segment.chunks, &segment.blob)) {
+                let frame = frame.filter(|_| chunk.frame != 0).unwrap_or_default();
+                hasher.update(frame);
+                at += frame.len() as u64;
+            }
+            let before = previous.and_then(|content| content.segments.get(usize::try_from(number).ok()?));
+            let (segment, digest, other) = match before {
+                Some(before) if before.blob.digest != digest => self.with_old_frames(segment, digest, before, previous),
+                _ => (segment, digest, false),
+            };
+            reframed |= other;
+            batch.add(digest, &segment.blob)?;
+            segments.push(StoredSegment::new(digest, segment.chunks));
+            progress.at(at);
+            Ok(())
+        })?;
+        hasher.update(vec![0; usize::try_from(metadata.tail_offset - at).unwrap_or(0)]);
+        hasher.update(&metadata.tail);
+        let offered = Digest::from_bytes(hasher.finalize().into());
+        let mut content =
+            Content { size: sealed.size(), disk: Digest::of(b""), compressors: vec![seal::compressor()], segments };
+        content.disk = content.digest();
+        if let Some(previous) = previous.filter(|_| reframed) {
+            content.compressors.extend(previous.compressors.iter().cloned());
+            content.compressors.sort();
+            content.compressors.dedup();
+        }
+        Ok((content, offered, reframed))
+    }
+
+    /// `segment` with the frames that the version before has for the same chunks, when another compressor made those.
+    /// Then a machine that has the version before can put the new segment together from them.
+    fn with_old_frames(
+        &self,
+        segment: Segment,
+        digest: Digest,
+        before: &StoredSegment,
+        previous: Option<&Content>,
+    ) -> (Segment, Digest, bool) {
+        let ours = [seal::compressor()];
+        // The names are ours to give; lengths that differ tell as much.
+        let same_compressor = previous.is_none_or(|previous| previous.compressors == ours)
+            && before.chunks.iter().zip(&segment.chunks).all(|(a, b)| a.digest != b.digest || a.frame == b.frame);
+        if same_compressor || before.chunks.len() != segment.chunks.len() {
+            return (segment, digest, false);
+        }
+        // A bad blob is no reason not to publish: the new frames are as good.
+        let Ok(blob) = self.blob_bytes(&before.blob) else { return (segment, digest, false) };
+        let mut mixed = Segment { chunks: Vec::new(), blob: Vec::new() };
+        let old = before.chunks.iter().zip(segment::frames(&before.chunks, &blob));
+        let new = segment.chunks.iter().zip(segment::frames(&segment.chunks, &segment.blob));
+        for ((old, old_frame), (new, new_frame)) in old.zip(new) {
+            let (chunk, frame) = if old.digest == new.digest { (old, old_frame) } else { (new, new_frame) };
+            mixed.chunks.push(*chunk);
+            mixed.blob.extend(frame.unwrap_or_default());
+        }
+        let digest = Digest::of(&mixed.blob);
+        let other = mixed != segment;
+        (mixed, digest, other)
+    }
+
+    /// A file that is not made of the segments: one blob. How many bytes were new.
+    fn store_file(&self, file: &File, files: &Path) -> Result<u64, RegistryError> {
+        let blob = self.blob(&file.sha256);
+        if blob.exists() {
+            durable::sync_directory_of(&blob)?;
+            return Ok(0);
+        }
+        durable::bring(&files.join(&file.name), &self.temporary(), file.sha256, &|_| true)?.replace(&blob)?;
+        Ok(file.bytes)
+    }
+}
+
+fn altered(path: &Path, expected: Digest, found: Digest) -> Result<(), RegistryError> {
+    if expected == found { Ok(()) } else { Err(RegistryError::Altered { path: path.to_owned(), expected, found }) }
+}

@@ -1,0 +1,67 @@
+//! `kiln registry`: looking after a registry.
+
+use kiln_core::ByteSize;
+use kiln_registry::Report;
+
+use crate::{
+    arguments::{RegistryVerb, RegistryVerify},
+    failure::{Exit, Failure, Outcome},
+    output,
+    signals::Interruption,
+    surroundings,
+};
+
+pub(crate) async fn run(verb: RegistryVerb) -> Outcome {
+    match verb {
+        RegistryVerb::Verify(arguments) => verify(arguments).await,
+    }
+}
+
+async fn verify(arguments: RegistryVerify) -> Outcome {
+    let registry = surroundings::registry(&arguments.registry)?;
+    let interruption = Interruption::listen()?;
+    let cancel = interruption.token().clone();
+    let checking = {
+        let registry = registry.clone();
+        tokio::task::spawn_blocking(move || registry.verify(&|_, _| !cancel.is_cancelled()))
+    };
+    let checked = checking.await.map_err(|error| Failure::new("the work was ended").because(error.to_string()))?;
+    if interruption.happened() {
+        return Err(Failure::new("stopped before everything was read").exit(Exit::Interrupted));
+    }
+    let report = checked?;
+    if arguments.json {
+        output::json(&report)?;
+    } else {
+        say(&report);
+    }
+    match report.findings.len() {
+        0 => Ok(Exit::Done),
+        count => Err(Failure::new(format!(
+            "{count} problem{} in `{}`",
+            if count == 1 { "" } else { "s" },
+            registry.root().display()
+        ))
+        .hint("build the same template again, or publish the same disk again, and what was set aside comes back")),
+    }
+}
+
+fn say(report: &Report) {
+    for finding in &report.findings {
+        output::talk(&crate::escape::visible(&finding.problem));
+        if !finding.harmed.is_empty() {
+            output::talk(&format!("  harmed: {}", finding.harmed.join(", ")));
+        }
+    }
+    let size = |bytes| ByteSize(bytes).approximate();
+    output::talk(&format!(
+        "{} of {} versions are whole: {} blobs, {}",
+        report.whole,
+        report.versions,
+        report.blobs,
+        size(report.bytes)
+    ));
+    if report.unneeded > 0 {
+        output::talk(&format!("{} blobs, {}, belong to no version", report.unneeded, size(report.unneeded_bytes)));
+    }
+}
