@@ -10,7 +10,7 @@ use std::{
 };
 
 use kiln_tests::{
-    home::Home,
+    home::{Home, Ran},
     running::{Build, gone, nothing_but_logs},
 };
 
@@ -113,4 +113,37 @@ fn only_directory_with(root: &Path, name: &str) -> std::path::PathBuf {
         places.extend(inside.filter(|path| path.is_dir()));
     }
     panic!("no `{name}` beneath {}", root.display());
+}
+
+/// What a step deleted is not on the disk any more; what one left behind stops the bake under the secret's name. The
+/// value itself is nowhere: not in what is said, not in a log, not in an event.
+#[test]
+fn a_secret_that_stays_in_the_image_stops_the_bake_and_is_never_shown() {
+    const VALUE: &str = "canary-7f3a91c25e-do-not-show";
+    let home = Home::new("leaking");
+    let mut command = home.command(&["build", "tests/templates/leaking", "--json"]);
+    let output = command.env("KILN_VAR_token", VALUE).output().expect("run kiln");
+    let built = Ran::new(&["build"], output);
+    assert_eq!(built.code, Some(1), "{built:?}");
+    let findings: Vec<&str> = built.stderr.lines().filter(|line| line.contains("H39")).collect();
+    assert!(
+        findings.iter().any(|line| line.contains("the secret `token` stands") && line.contains("(base64)")),
+        "{built:?}"
+    );
+    assert!(!built.stderr.contains("(plain)"), "the deleted file is still on the disk: {built:?}");
+    let mut texts = vec![built.stdout, built.stderr];
+    let mut places = vec![home.path("state")];
+    while let Some(place) = places.pop() {
+        for entry in fs::read_dir(&place).expect("list the state").flatten() {
+            if entry.path().is_dir() {
+                places.push(entry.path());
+            } else {
+                texts.push(String::from_utf8_lossy(&fs::read(entry.path()).expect("read a log")).into_owned());
+            }
+        }
+    }
+    assert!(texts.iter().any(|text| text.contains("the token is ")), "the step's words are in the log");
+    let base64 = "Y2FuYXJ5LTdmM2E5MWMyNWUtZG8tbm90LXNob3";
+    assert!(!texts.iter().any(|text| text.contains(VALUE) || text.contains(base64)));
+    nothing_but_logs(&home, "a leak");
 }

@@ -11,6 +11,7 @@ use std::{
 #[derive(Debug)]
 pub struct Home {
     root: PathBuf,
+    cache: PathBuf,
 }
 
 /// What a run of the binary printed, and how it ended.
@@ -24,12 +25,21 @@ pub struct Ran {
 
 impl Home {
     pub fn new(name: &str) -> Self {
+        Self::with_cache(name, |_| target().join("cache"))
+    }
+
+    /// One whose cache is its own too.
+    pub fn apart(name: &str) -> Self {
+        Self::with_cache(name, |root| root.join("cache"))
+    }
+
+    fn with_cache(name: &str, cache: impl FnOnce(&Path) -> PathBuf) -> Self {
         let root = target().join("homes").join(format!("{name}-{}", std::process::id()));
         if root.exists() {
             std::fs::remove_dir_all(&root).expect("clear the test's home");
         }
         std::fs::create_dir_all(&root).expect("make the test's home");
-        Self { root }
+        Self { cache: cache(&root), root }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -45,7 +55,7 @@ impl Home {
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
             .env("HOME", &self.root)
-            .env("KILN_CACHE_DIR", target().join("cache"))
+            .env("KILN_CACHE_DIR", &self.cache)
             .env("KILN_STATE_DIR", self.root.join("state"))
             .env("KILN_DATA_DIR", self.root.join("data"))
             .stdin(Stdio::null());
@@ -79,7 +89,12 @@ impl Ran {
 
     /// Itself, to look into, if the exit code is 0; shows everything otherwise.
     pub fn succeeds(self) -> Self {
-        assert_eq!(self.code, Some(0), "{self:?}");
+        self.ends_with(0)
+    }
+
+    /// Itself, to look into, if this is the exit code; shows everything otherwise.
+    pub fn ends_with(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
         self
     }
 }

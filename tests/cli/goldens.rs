@@ -2,7 +2,7 @@
 
 use std::{env, fs};
 
-use crate::user::repository;
+use kiln_tests::home::{Home, Ran, repository};
 
 /// Fails when the file at `path` does not hold `text`; writes it when goldens are updated.
 pub(crate) fn compare(path: &str, text: &str) {
@@ -17,4 +17,16 @@ pub(crate) fn compare(path: &str, text: &str) {
         expected == text,
         "{path} differs; `KILN_UPDATE_GOLDENS=1` writes it anew\n--- expected\n{expected}\n--- now\n{text}"
     );
+}
+
+/// A run as text: readable, and the same on every machine.
+pub(crate) fn text_of(ran: &Ran, home: &Home) -> String {
+    let text = format!(
+        "$ kiln {}\n--- exit code {}\n--- stdout\n{}--- stderr\n{}",
+        ran.arguments.join(" "),
+        ran.code.map_or_else(|| "none".to_owned(), |code| code.to_string()),
+        ran.stdout,
+        ran.stderr
+    );
+    text.replace(home.path("").to_string_lossy().trim_end_matches('/'), "<home>")
 }

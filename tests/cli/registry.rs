@@ -19,10 +19,10 @@ use kiln_disk::{
 use kiln_io::guest::Quiet;
 use kiln_registry::{Publication, Registry};
 
-use crate::user::User;
+use kiln_tests::home::Home;
 
 /// A registry with `web` 1.0.0: a qcow2 of 8 MiB with some data in it. The path of the same disk as raw.
-fn published(user: &User) -> PathBuf {
+fn published(user: &Home) -> PathBuf {
     let directory = user.path("baked");
     fs::create_dir_all(&directory).unwrap();
     let raw = user.path("disk.raw");
@@ -87,51 +87,51 @@ fn artifact(file: File, disk: Digest) -> Artifact {
 
 #[test]
 fn images_and_show_tell_what_is_published() {
-    let user = User::new("images");
-    let empty = user.kiln(&["images"]).code(0);
+    let user = Home::apart("images");
+    let empty = user.kiln(&["images"]).ends_with(0);
     assert!(empty.stdout.is_empty() && empty.stderr.contains("kiln build"), "{empty:?}");
     published(&user);
-    let list = user.kiln(&["images"]).code(0).stdout;
+    let list = user.kiln(&["images"]).ends_with(0).stdout;
     assert!(list.lines().nth(1).is_some_and(|line| line.starts_with("web    1.0.0   ")), "{list}");
-    let versions = user.kiln(&["images", "web"]).code(0).stdout;
+    let versions = user.kiln(&["images", "web"]).ends_with(0).stdout;
     assert!(versions.contains("b-6b01a9d1-f2791225"), "{versions}");
-    let shown = user.kiln(&["show", "web@1.0.0"]).code(0).stdout;
+    let shown = user.kiln(&["show", "web@1.0.0"]).ends_with(0).stdout;
     for part in ["web 1.0.0", "8 MiB virtual", "no guest answers under KVM", "41.2 s  ok", "passed on the artifact"] {
         assert!(shown.contains(part), "{part} is not in\n{shown}");
     }
     assert!(!shown.contains('\u{1b}'), "{shown:?}");
     let record: serde_json::Value =
-        serde_json::from_str(&user.kiln(&["show", "web", "--json"]).code(0).stdout).unwrap();
+        serde_json::from_str(&user.kiln(&["show", "web", "--json"]).ends_with(0).stdout).unwrap();
     assert_eq!(record["version"], "1.0.0");
-    let unknown = user.kiln(&["show", "web@2.0.0"]).code(1).stderr;
+    let unknown = user.kiln(&["show", "web@2.0.0"]).ends_with(1).stderr;
     assert!(unknown.contains("hint: published versions: `1.0.0`"), "{unknown}");
 }
 
 #[test]
 fn every_format_comes_out_with_the_bytes_that_went_in() {
-    let user = User::new("export");
+    let user = Home::apart("export");
     let raw = published(&user);
     for (format, judged_as) in [("qcow2", "qcow2"), ("raw", "raw"), ("vmdk", "vmdk"), ("vhd", "vpc")] {
         let to = user.path(&format!("out.{format}"));
-        let ran = user.kiln(&["export", "web", "--format", format, "--to", to.to_str().unwrap()]).code(0);
+        let ran = user.kiln(&["export", "web", "--format", format, "--to", to.to_str().unwrap()]).ends_with(0);
         assert!(ran.stdout.is_empty(), "{ran:?}");
         same_disk(&raw, &to, judged_as);
     }
     let to = user.path("out.raw");
-    let refused = user.kiln(&["export", "web", "--format", "raw", "--to", to.to_str().unwrap()]).code(2);
+    let refused = user.kiln(&["export", "web", "--format", "raw", "--to", to.to_str().unwrap()]).ends_with(2);
     assert!(refused.stderr.contains("--force"), "{refused:?}");
-    user.kiln(&["export", "web", "--format", "raw", "--force", "--to", to.to_str().unwrap()]).code(0);
+    user.kiln(&["export", "web", "--format", "raw", "--force", "--to", to.to_str().unwrap()]).ends_with(0);
     let to = user.path("out.raw.zst");
-    user.kiln(&["export", "web", "--format", "raw.zst", "--to", to.to_str().unwrap()]).code(0);
+    user.kiln(&["export", "web", "--format", "raw.zst", "--to", to.to_str().unwrap()]).ends_with(0);
     let restored = Command::new("zstd").arg("-dc").arg(&to).output().unwrap();
     assert!(restored.stdout == fs::read(&raw).unwrap());
 }
 
 #[test]
 fn a_damaged_image_is_not_exported_in_any_format() {
-    let user = User::new("damaged");
+    let user = Home::apart("damaged");
     published(&user);
-    let whole = user.kiln(&["registry", "verify"]).code(0);
+    let whole = user.kiln(&["registry", "verify"]).ends_with(0);
     assert!(whole.stderr.starts_with("1 of 1 versions are whole: "), "{whole:?}");
     let segments = fs::read_dir(user.path("data/registry/blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
     let blob = segments.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
@@ -140,11 +140,11 @@ fn a_damaged_image_is_not_exported_in_any_format() {
     bytes[last] ^= 1;
     fs::remove_file(&blob).unwrap();
     fs::write(&blob, bytes).unwrap();
-    let damaged = user.kiln(&["registry", "verify"]).code(1);
+    let damaged = user.kiln(&["registry", "verify"]).ends_with(1);
     assert!(damaged.stderr.contains("  harmed: web@1.0.0\n0 of 1 versions are whole"), "{damaged:?}");
     for format in ["qcow2", "raw"] {
         let to = user.path(&format!("out.{format}"));
-        let ran = user.kiln(&["export", "web", "--format", format, "--to", to.to_str().unwrap()]).code(1);
+        let ran = user.kiln(&["export", "web", "--format", format, "--to", to.to_str().unwrap()]).ends_with(1);
         assert!(ran.stderr.contains("is damaged") && ran.stderr.contains("harmed: `web@1.0.0`"), "{ran:?}");
         assert!(!to.exists());
     }

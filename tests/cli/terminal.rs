@@ -2,20 +2,20 @@
 
 use std::process::Command;
 
-use crate::user::{self, User};
+use kiln_tests::home::{Home, kiln, repository};
 
 /// What a run prints on a terminal, stdout and stderr together.
-fn on_a_terminal(user: &User, arguments: &str, variables: &[(&str, &str)]) -> String {
+fn on_a_terminal(user: &Home, arguments: &str, variables: &[(&str, &str)]) -> String {
     let mut command = Command::new("script");
-    command.args(["-qec", &format!("{} {arguments}", user::kiln().display()), "/dev/null"]);
-    command.current_dir(user::repository()).env_clear().env("HOME", user.path("")).env("TERM", "xterm-256color");
+    command.args(["-qec", &format!("{} {arguments}", kiln().display()), "/dev/null"]);
+    command.current_dir(repository()).env_clear().env("HOME", user.path("")).env("TERM", "xterm-256color");
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).envs(variables.iter().copied());
     String::from_utf8(command.output().unwrap().stdout).unwrap()
 }
 
 #[test]
 fn colour_is_for_terminals_and_goes_when_it_is_not_wanted() {
-    let user = User::new("colour");
+    let user = Home::apart("colour");
     let arguments = "validate tests/templates/wrong";
     let coloured = on_a_terminal(&user, arguments, &[]);
     assert!(coloured.contains("\u{1b}[1;31merror:\u{1b}[0m"), "{coloured:?}");
@@ -23,7 +23,7 @@ fn colour_is_for_terminals_and_goes_when_it_is_not_wanted() {
         let plain = on_a_terminal(&user, arguments, &variables);
         assert!(plain.contains("error:") && !plain.contains('\u{1b}'), "{plain:?}");
     }
-    let piped = user.kiln(&["validate", "tests/templates/wrong"]).code(2);
+    let piped = user.kiln(&["validate", "tests/templates/wrong"]).ends_with(2);
     assert!(!piped.stderr.contains('\u{1b}'), "{piped:?}");
     // The words are the same: colour is never the only sign of anything.
     let stripped =

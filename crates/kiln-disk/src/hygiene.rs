@@ -138,14 +138,14 @@ fn residue_findings(asked: &Asked<'_>) -> Vec<Finding> {
         return vec![Finding::fail("H39", "", "the disk was not searched for secrets")];
     };
     let found = scan.hits().into_iter().map(|hit| {
-        let place = format!("`{}` stands on the disk at byte {} ({})", hit.name, hit.offset, hit.encoding);
+        let place = format!("{} stands on the disk at byte {} ({})", hit.name, hit.offset, hit.encoding);
         Finding::fail("H39", "", place)
     });
     let unsearched = scan.too_short().iter().map(|name| Finding {
         id: "H39",
         level: Level::Warn,
         path: String::new(),
-        detail: format!("`{name}` has fewer than {} bytes and was not searched for", residue::SHORTEST),
+        detail: format!("{name} has fewer than {} bytes and was not searched for", residue::SHORTEST),
     });
     found.chain(unsearched).collect()
 }

@@ -254,7 +254,7 @@ fn finds_secrets_in_free_space_while_sealing_and_verifies_the_sealed_file() {
     );
     assert!(residue.iter().any(|finding| finding.detail.contains("(base64)")), "{residue:?}");
     assert!(
-        residue.iter().any(|finding| finding.level == Level::Warn && finding.detail.contains("`pin`")),
+        residue.iter().any(|finding| finding.level == Level::Warn && finding.detail.contains("pin has fewer than")),
         "{residue:?}"
     );
     assert!(residue.iter().all(|finding| !finding.detail.contains("tr0ub4dor")));

@@ -32,7 +32,7 @@ pub(super) const QCOW2: &str = "disk.qcow2";
 
 /// What must not be on the disk: the values of secrets and the keys this bake made.
 pub(super) fn needles(plan: &Plan, keys: &LoginKeys) -> Vec<Needle> {
-    let secrets = plan.secrets.iter().map(|(name, value)| Needle::new(format!("secret `{name}`"), value.reveal()));
+    let secrets = plan.secrets.iter().map(|(name, value)| Needle::new(format!("the secret `{name}`"), value.reveal()));
     let keys = [("the login key of this bake", &keys.login), ("the host key of this bake", &keys.host)];
     let keys = keys.into_iter().flat_map(|(name, pair)| Needle::private_key(name, pair.private.reveal()));
     secrets.chain(keys).collect()
