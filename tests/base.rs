@@ -1,6 +1,8 @@
 //! The Debian base on real parts: built twice it is the same bytes, outside judges find nothing wrong with it, and it boots from
 //! its own boot blocks under a BIOS and under UEFI. Needs mmdebstrap, QEMU, OVMF, e2fsprogs, dosfstools, fdisk and ssh.
 
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 use std::{
     fs,
     net::TcpListener,
@@ -107,7 +109,7 @@ async fn boot(base: &PreparedBase, firmware: Firmware, directory: &Path, script:
             .args(["-p", &port.to_string(), "root@127.0.0.1", command])
     };
     let policy =
-        Policy { first: Duration::from_millis(500), max: Duration::from_secs(2), deadline: Duration::from_secs(900) };
+        Policy { first: Duration::from_millis(500), max: Duration::from_secs(2), deadline: Duration::from_mins(15) };
     let knock = || async {
         let knocked = run_to_end(&ssh("true"), &Limits::default(), &mut |_, _| {}).await.unwrap();
         if knocked.status.success() { Attempt::Done(()) } else { Attempt::Again(knocked.stderr) }

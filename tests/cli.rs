@@ -182,7 +182,7 @@ fn completions_and_manual_pages_are_made_for_every_verb() {
     user.kiln(&["man", "--to", pages.to_str().unwrap()]).ends_with(0);
     assert!(pages.join("kiln.1").is_file());
     for verb in VERBS {
-        let page = fs::read_to_string(pages.join(format!("kiln-{}.1", verb.replace(' ', '-')))).unwrap();
+        let page = fs::read_to_string(pages.join(format!("kiln-{}.1", verb.replace(' ', "-")))).unwrap();
         assert!(page.contains(".SH SYNOPSIS"), "{verb}");
     }
     assert!(user.kiln(&["man"]).ends_with(0).stdout.contains(".SH NAME"));

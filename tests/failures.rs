@@ -123,7 +123,7 @@ fn a_secret_that_stays_in_the_image_stops_the_bake_and_is_never_shown() {
     let home = Home::new("leaking");
     let mut command = home.command(&["build", "tests/templates/leaking", "--json"]);
     let output = command.env("KILN_VAR_token", VALUE).output().expect("run kiln");
-    let built = Ran::new(&["build"], output);
+    let built = Ran::new(&["build"], &output);
     assert_eq!(built.code, Some(1), "{built:?}");
     let findings: Vec<&str> = built.stderr.lines().filter(|line| line.contains("H39")).collect();
     assert!(

@@ -64,7 +64,7 @@ impl Home {
 
     pub fn kiln(&self, arguments: &[&str]) -> Ran {
         let output = self.command(arguments).output().expect("run kiln");
-        Ran::new(arguments, output)
+        Ran::new(arguments, &output)
     }
 }
 
@@ -77,8 +77,8 @@ impl Drop for Home {
 }
 
 impl Ran {
-    pub fn new(arguments: &[&str], output: Output) -> Self {
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    pub fn new(arguments: &[&str], output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Self {
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             code: output.status.code(),

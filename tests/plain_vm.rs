@@ -1,4 +1,4 @@
-//! A virtual machine as a user of the image starts it: stock `qemu-system-x86_64`, a NoCloud seed, the stock `ssh` client.
+//! A virtual machine as a user of the image starts it: stock `qemu-system-x86_64`, a `NoCloud` seed, the stock `ssh` client.
 //! Nothing of kiln takes part.
 
 use std::{
@@ -93,7 +93,7 @@ impl PlainVm {
 
     fn wait_for_login(&self) {
         // Generous on purpose: an emulated machine with cloud-init takes about a minute on an idle host.
-        let deadline = Instant::now() + Duration::from_secs(900);
+        let deadline = Instant::now() + Duration::from_mins(15);
         while !self.ssh("true").status.success() {
             assert!(
                 Instant::now() < deadline,

@@ -168,9 +168,8 @@ async fn fifty_steps_over_40_ms_take_a_round_trip_each() {
     let proxy = Proxy::delaying(sshd.port, Duration::from_millis(20));
     let guest = connect_through(&sshd, proxy.port).await;
     let directory = tempfile::tempdir().unwrap();
-    let steps: String =
-        (0..50).map(|n| format!("[[provision]]\nuse = \"shell\"\nas = \"s{n}\"\nscript = \"true\"\n")).collect();
-    let (plan, facts) = plan(directory.path(), &steps);
+    let step = |n| format!("[[provision]]\nuse = \"shell\"\nas = \"s{n}\"\nscript = \"true\"\n");
+    let (plan, facts) = plan(directory.path(), &(0..50).map(step).collect::<Vec<_>>().concat());
     let before = proxy.turns();
     run_all(&guest, &plan, &facts, directory.path(), &Log::default()).await.unwrap();
     let trips = proxy.turns() - before;
@@ -183,15 +182,15 @@ async fn ansible_runs_a_real_playbook_over_the_pinned_connection() {
     let sshd = Sshd::start().await;
     let guest = connect(&sshd).await;
     let directory = tempfile::tempdir().unwrap();
-    let play = directory.path().join("play");
-    fs::create_dir_all(play.join("roles/greet/templates")).unwrap();
-    fs::create_dir_all(play.join("roles/greet/tasks")).unwrap();
-    fs::create_dir_all(play.join("group_vars")).unwrap();
-    fs::write(play.join("group_vars/web.yml"), "punctuation: '!'\n").unwrap();
-    fs::write(play.join("playbook.yml"), "- hosts: web\n  gather_facts: false\n  roles: [greet]\n").unwrap();
-    fs::write(play.join("roles/greet/templates/g.j2"), "{{ greeting }}{{ punctuation }}").unwrap();
+    let book = directory.path().join("play");
+    fs::create_dir_all(book.join("roles/greet/templates")).unwrap();
+    fs::create_dir_all(book.join("roles/greet/tasks")).unwrap();
+    fs::create_dir_all(book.join("group_vars")).unwrap();
+    fs::write(book.join("group_vars/web.yml"), "punctuation: '!'\n").unwrap();
+    fs::write(book.join("playbook.yml"), "- hosts: web\n  gather_facts: false\n  roles: [greet]\n").unwrap();
+    fs::write(book.join("roles/greet/templates/g.j2"), "{{ greeting }}{{ punctuation }}").unwrap();
     fs::write(
-        play.join("roles/greet/tasks/main.yml"),
+        book.join("roles/greet/tasks/main.yml"),
         "- ansible.builtin.template:\n    src: g.j2\n    dest: \"{{ target }}\"\n    mode: '0640'\n\
          - ansible.builtin.shell: \"echo seen {{ lookup('env', 'TOKEN') | length }}\"\n  register: seen\n\
          - ansible.builtin.debug:\n    msg: \"{{ seen.stdout }} {{ lookup('env', 'TOKEN') }}\"\n",

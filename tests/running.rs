@@ -87,7 +87,7 @@ fn processes(home: &Home) -> BTreeSet<String> {
 
 /// Waits until nothing of this home runs; with the processes, their ports are gone.
 pub fn gone(home: &Home, what: &str) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         let left = processes(home);
         if left.is_empty() {

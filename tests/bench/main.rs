@@ -2,6 +2,7 @@
 //!
 //! Without arguments everything runs, which takes about half an hour on two cores without KVM; otherwise only the parts named.
 
+#![expect(clippy::disallowed_methods, reason = "the peers are programs")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it prints figures")]
 
 mod bake;

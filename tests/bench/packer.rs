@@ -28,7 +28,7 @@ pub(crate) fn provision(work: &Path, target: &Target<'_>, provisioners: &[Value]
     )
 }
 
-/// A whole bake from `disk` (qcow2) with `seed` as its NoCloud drive. Packer's defaults, but for the accelerator
+/// A whole bake from `disk` (qcow2) with `seed` as its `NoCloud` drive. Packer's defaults, but for the accelerator
 /// (it would take a `/dev/kvm` that hangs) and a shutdown that unmounts the file system.
 pub(crate) fn bake(work: &Path, disk: &Path, seed: &Path, key: &Path, memory: u64, provisioners: &[Value]) -> Timed {
     let output = work.join("packer-output");

@@ -45,7 +45,8 @@ pub struct FailedCheck {
 }
 
 fn list(failed: &[FailedCheck]) -> String {
-    failed.iter().map(|check| format!("\n  {}: {}", check.name, check.evidence.replace('\n', "\n    "))).collect()
+    let one = |check: &FailedCheck| format!("\n  {}: {}", check.name, check.evidence.replace('\n', "\n    "));
+    failed.iter().map(one).collect::<Vec<_>>().concat()
 }
 
 /// Where and with what the checks run.
@@ -78,11 +79,10 @@ pub async fn run_checks(run: CheckRun<'_>, checks: &[Check]) -> Result<Vec<Check
     let ended = poll_until(run.clock, policy, run.cancel, || async { rounds.lock().await.next().await }).await;
     let mut rounds = rounds.into_inner();
     match ended {
-        Ok(()) => {}
         Err(GaveUp::Cancelled | GaveUp::Stopped(Some(GuestError::Cancelled))) => return Err(CheckError::Cancelled),
         Err(GaveUp::Stopped(Some(error))) => return Err(error.into()),
         // The last round closed every check, so nothing is left when the longest `within` has passed.
-        Err(GaveUp::Deadline(_) | GaveUp::Stopped(None)) => {}
+        Ok(()) | Err(GaveUp::Deadline(_) | GaveUp::Stopped(None)) => {}
     }
     rounds.done.sort_by_key(|done| done.number);
     let failed: Vec<FailedCheck> = rounds

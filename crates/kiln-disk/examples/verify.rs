@@ -14,7 +14,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file: Arc<dyn ReadAt> = Arc::new(FileBytes::new(File::open(&path)?)?);
     let scan = Scan::new(&[]);
     let asked = Asked { scan: Some(&scan), ..Asked::default() };
-    let findings = if path.ends_with(".qcow2") { verify(file, &asked) } else { verify_disk(&file, &asked) };
+    let findings = if path.rsplit_once('.').is_some_and(|(_, format)| format == "qcow2") {
+        verify(file, &asked)
+    } else {
+        verify_disk(&file, &asked)
+    };
     for finding in &findings {
         println!("{} {} {} {}", finding.id, finding.level, finding.path, finding.detail);
     }

@@ -51,7 +51,7 @@ pub(super) fn quoted(label: &str, text: &str) -> String {
     format!("; {label}:\n  {}", last.iter().map(cut).collect::<Vec<_>>().join("\n  "))
 }
 
-fn all(differences: Vec<String>) -> Verdict {
+fn all(differences: &[String]) -> Verdict {
     if differences.is_empty() { Verdict::Holds } else { Verdict::Fails(differences.join("; ")) }
 }
 
@@ -70,7 +70,7 @@ fn service(name: &str, running: bool, enabled: Option<bool>, active: &str, state
             differences.push(format!("`{name}` must be {expected}, it is {found}"));
         }
     }
-    all(differences)
+    all(&differences)
 }
 
 fn file<'a>(kind: &CheckKind, field: &impl Fn(&str) -> &'a str, content: &str) -> Verdict {
@@ -110,7 +110,7 @@ fn file<'a>(kind: &CheckKind, field: &impl Fn(&str) -> &'a str, content: &str) -
     if let Verdict::Fails(difference) = contains(&format!("`{path}`"), content, wanted.as_deref()) {
         differences.push(difference);
     }
-    all(differences)
+    all(&differences)
 }
 
 fn package(name: &str, installed: bool, version: Option<&str>, seen: &str) -> Verdict {
@@ -154,7 +154,7 @@ fn user(kind: &CheckKind, passwd: &str, member: &str) -> Verdict {
     if !missing.is_empty() {
         differences.push(format!("`{name}` must be in {}, it is in {member}", missing.join(", ")));
     }
-    all(differences)
+    all(&differences)
 }
 
 #[cfg(test)]

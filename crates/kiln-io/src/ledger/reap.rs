@@ -153,8 +153,12 @@ fn remove_unfinished(directory: &Path, path: &Path) {
     let prefix = format!(".{name}.");
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let file = entry.file_name();
-        if file.to_str().is_some_and(|file| file.starts_with(&prefix) && file.ends_with(".part")) {
-            // One that cannot be removed is as small as the file it was to become;.
+        if file
+            .to_str()
+            .and_then(|file| file.strip_prefix(&prefix)?.rsplit_once('.'))
+            .is_some_and(|(_, end)| end == "part")
+        {
+            // One that cannot be removed is as small as the file it was to become.
             let _ = fs::remove_file(entry.path());
         }
     }
