@@ -14,7 +14,7 @@ mod terminal;
 
 use std::{fmt::Write as _, fs, path::Path};
 
-use kiln_tests::home::{Home, kiln, repository};
+use kiln_tests::home::{Home, Ran, kiln, repository};
 
 const VERBS: [&str; 16] = [
     "build",
@@ -101,6 +101,24 @@ fn wrong_input_is_answered_with_the_mistake_and_what_to_do() {
         goldens::compare(&format!("tests/goldens/cli/{name}.txt"), &goldens::text_of(&ran, &user));
     }
     assert!(!user.path("state").exists(), "wrong input begins nothing");
+}
+
+/// A TOML parser takes some forty times the memory of a flat file; a size limit before it keeps that small.
+#[test]
+fn a_template_of_any_size_is_read_or_refused_in_bounded_memory() {
+    const KIB: &str = "300000";
+    let user = Home::apart("bomb");
+    let head = "[image]\nname = 'x'\nversion = '1'\n[base.debian]\nsuite = 'bookworm'\n[variables.x]\ntype = 'map'\n[variables.x.default]\n";
+    let keys = |count: usize| (0..count).map(|number| format!("k{number} = 1\n")).collect::<Vec<_>>().concat();
+    for (count, code, words) in [(70_000, 0, ""), (900_000, 2, "larger than 1024 KiB")] {
+        let file = user.path("template.toml");
+        fs::write(&file, format!("{head}{}", keys(count))).unwrap();
+        let limited = "ulimit -v \"$0\"; exec \"$@\"";
+        let mut command = std::process::Command::new("bash");
+        command.args(["-c", limited, KIB]).arg(kiln()).arg("validate").arg(&file).env("HOME", user.path(""));
+        let ran = Ran::new(&["validate"], &command.output().unwrap()).ends_with(code);
+        assert!(ran.stderr.contains(words), "{ran:?}");
+    }
 }
 
 #[test]
