@@ -16,7 +16,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 16] = [
+const VERBS: [&str; 20] = [
     "build",
     "validate",
     "plan",
@@ -25,6 +25,10 @@ const VERBS: [&str; 16] = [
     "images",
     "show",
     "export",
+    "promote",
+    "rollback",
+    "channel",
+    "resolve",
     "registry",
     "registry verify",
     "ssh",

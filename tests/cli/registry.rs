@@ -21,6 +21,8 @@ use kiln_registry::{Publication, Registry};
 
 use kiln_tests::home::Home;
 
+use crate::goldens;
+
 /// A registry with `web` 1.0.0: a qcow2 of 8 MiB with some data in it. The path of the same disk as raw.
 fn published(user: &Home) -> PathBuf {
     let directory = user.path("baked");
@@ -36,14 +38,18 @@ fn published(user: &Home) -> PathBuf {
     let file =
         File { name: "web.qcow2".to_owned(), format: "qcow2".to_owned(), bytes: sealed.bytes, sha256: sealed.qcow2 };
     let artifact = artifact(file, sealed.disk_digest);
-    let publication = Publication {
-        version: VersionSpec::Fixed("1.0.0".parse().unwrap()),
+    let registry = Registry::open(&user.path("data/registry")).unwrap();
+    registry.publish(&artifact, &directory, &publication("1.0.0"), &Quiet).unwrap();
+    raw
+}
+
+fn publication(version: &str) -> Publication {
+    Publication {
+        version: VersionSpec::Fixed(version.parse().unwrap()),
         date: "2026-11-21".to_owned(),
         now: 1_795_267_596,
-    };
-    let registry = Registry::open(&user.path("data/registry")).unwrap();
-    registry.publish(&artifact, &directory, &publication, &Quiet).unwrap();
-    raw
+        by: "ada@forge".to_owned(),
+    }
 }
 
 fn artifact(file: File, disk: Digest) -> Artifact {
@@ -104,7 +110,7 @@ fn images_and_show_tell_what_is_published() {
         serde_json::from_str(&user.kiln(&["show", "web", "--json"]).ends_with(0).stdout).unwrap();
     assert_eq!(record["version"], "1.0.0");
     let unknown = user.kiln(&["show", "web@2.0.0"]).ends_with(1).stderr;
-    assert!(unknown.contains("hint: published versions: `1.0.0`"), "{unknown}");
+    assert!(unknown.contains("hint: published: `1.0.0`"), "{unknown}");
 }
 
 #[test]
@@ -150,6 +156,56 @@ fn a_damaged_image_is_not_exported_in_any_format() {
     }
     let left: Vec<_> = fs::read_dir(user.path("")).unwrap().flatten().map(|entry| entry.file_name()).collect();
     assert!(!left.iter().any(|name| name.to_string_lossy().starts_with('.')), "{left:?}");
+}
+
+#[test]
+fn a_channel_is_promoted_resolved_exported_and_rolled_back() {
+    let user = Home::new("channel");
+    published(&user);
+    again(&user, "1.1.0");
+    let none = user.kiln(&["channel", "web"]).ends_with(0);
+    assert!(none.stdout.is_empty() && none.stderr.contains("kiln promote web VERSION --to CHANNEL"), "{none:?}");
+    let by = ["--by", "ada@forge", "--reason", "first \u{1b}[31mlight"];
+    let first = user.kiln(&[&["promote", "web", "1.0.0", "--to", "stable"], &by[..]].concat()).ends_with(0);
+    assert_eq!(first.stderr, "web@stable is 1.0.0 now, a new channel (revision 3)\n");
+    let second = user.kiln(&["promote", "web", "latest", "--to", "stable", "--expect", "1.0.0"]).ends_with(0);
+    assert_eq!(second.stderr, "web@stable is 1.1.0 now, was 1.0.0 (revision 4)\n");
+    let stale = user.kiln(&["promote", "web", "1.0.0", "--to", "stable", "--expect", "1.0.0"]).ends_with(1);
+    assert!(stale.stderr.contains("hint: `kiln channel web stable` says who and why"), "{stale:?}");
+    let resolved = user.kiln(&["resolve", "web@stable", "--format", "env"]).ends_with(0).stdout;
+    assert!(resolved.contains("KILN_ID='web@1.1.0'\n") && resolved.contains("KILN_CHANNEL='stable'\n"), "{resolved}");
+    let back = user.kiln(&["rollback", "web", "stable", "--reason", "no"]).ends_with(0);
+    assert_eq!(back.stderr, "web@stable is 1.0.0 now, was 1.1.0 (revision 5)\n");
+    let history = user.kiln(&["channel", "web", "stable"]).ends_with(0).stdout;
+    let lines: Vec<_> = history.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    assert_eq!((lines.len(), lines[1][0], lines[1][3]), (4, "5", "rollback"), "{history}");
+    assert!(history.contains("ada@forge  first") && !history.contains('\u{1b}'), "{history:?}");
+    let images = user.kiln(&["images", "web"]).ends_with(0).stdout;
+    assert!(images.lines().nth(2).is_some_and(|line| line.ends_with("  stable")), "{images}");
+    let to = user.path("stable.qcow2");
+    user.kiln(&["export", "web@stable", "--to", to.to_str().unwrap()]).ends_with(0);
+    same_disk(&user.path("disk.raw"), &to, "qcow2");
+    let unknown = user.kiln(&["resolve", "web@stabel"]).ends_with(1);
+    assert!(unknown.stderr.contains("published: `stable`, `1.1.0`, `1.0.0`"), "{unknown:?}");
+    assert_eq!(user.kiln(&["promote", "web", "1.0.0", "--to", "Stable"]).code, Some(2));
+}
+
+/// Publishes the disk of `published` under another version.
+fn again(user: &Home, version: &str) {
+    let registry = Registry::open(&user.path("data/registry")).unwrap();
+    let artifact = registry.artifact(&"web".parse().unwrap()).unwrap();
+    registry.publish(&artifact, &user.path("baked"), &publication(version), &Quiet).unwrap();
+}
+
+#[test]
+fn what_is_resolved_is_said_in_the_form_of_each_consumer() {
+    let user = Home::new("resolve");
+    published(&user);
+    user.kiln(&["promote", "web", "1.0.0", "--to", "stable"]).ends_with(0);
+    for format in ["json", "env", "tfvars", "github-output", "ansible"] {
+        let ran = user.kiln(&["resolve", "web@stable", "--format", format]).ends_with(0);
+        goldens::compare(&format!("tests/goldens/resolve/{format}.txt"), &goldens::text_of(&ran, &user));
+    }
 }
 
 /// `qemu-img compare` is the outside judge. A format may round the size up; what is beyond must be zero.

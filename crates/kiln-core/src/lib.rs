@@ -25,6 +25,6 @@ pub mod template;
 
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use digest::Digest;
-pub use name::{ImageName, Version};
+pub use name::{ChannelName, ImageName, Version};
 pub use secret::Secret;
 pub use size::ByteSize;

@@ -73,6 +73,10 @@ name! {
     /// One immutable version of an image: `1.4.0`, `2026.11.21.1`. A `+` may add build metadata.
     Version, "a version", 64, "+"
 }
+name! {
+    /// A moving, logged pointer to a version: `stable`, `candidate`.
+    ChannelName, "a channel name", 64, ""
+}
 
 #[cfg(test)]
 mod tests {

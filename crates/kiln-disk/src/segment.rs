@@ -12,6 +12,7 @@ use std::{
 };
 
 use kiln_core::Digest;
+use zstd::bulk::Decompressor;
 
 use crate::{
     CHUNK, Error, FileBytes, ReadAt, Result, SEGMENT,
@@ -69,17 +70,37 @@ pub fn frames<'a>(chunks: &'a [Chunk], blob: &'a [u8]) -> impl Iterator<Item = O
 /// differs is the error.
 pub fn expand(chunks: &[Chunk], blob: &[u8]) -> Result<Vec<u8>, usize> {
     let mut bytes = vec![0; chunks.len() * CHUNK];
-    for (number, (chunk, frame)) in chunks.iter().zip(frames(chunks, blob)).enumerate() {
+    let mut expander = Expander::new().map_err(|_| 0_usize)?;
+    let places = bytes.chunks_exact_mut(CHUNK);
+    for (number, ((chunk, frame), place)) in chunks.iter().zip(frames(chunks, blob)).zip(places).enumerate() {
         if chunk.frame == 0 {
             continue;
         }
-        let expanded = frame.and_then(|frame| image::expand(frame, CHUNK).ok()).ok_or(number)?;
-        if Digest::of(&expanded) != chunk.digest {
+        let expanded = frame.is_some_and(|frame| expander.expand(frame, place).is_ok());
+        if !expanded || Digest::of(place) != chunk.digest {
             return Err(number);
         }
-        bytes[number * CHUNK..(number + 1) * CHUNK].copy_from_slice(&expanded);
     }
     Ok(bytes)
+}
+
+/// Expands frames one after the other; making one is what costs.
+struct Expander(Decompressor<'static>);
+
+impl Expander {
+    fn new() -> io::Result<Self> {
+        Decompressor::new().map(Self)
+    }
+
+    /// Expands `frame`, and nothing behind it, to exactly the length of `chunk`.
+    fn expand(&mut self, frame: &[u8], chunk: &mut [u8]) -> io::Result<()> {
+        let length = self.0.decompress_to_buffer(frame, &mut *chunk)?;
+        if length == chunk.len() {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "a frame does not expand to one chunk"))
+        }
+    }
 }
 
 /// A frame of the first `length` bytes of the chunk in `frame`.
@@ -138,6 +159,8 @@ impl SealedImage {
         let frames = &frames[..frames.len().min(CHUNKS)];
         let mut blob = Vec::new();
         let mut chunks = Vec::with_capacity(frames.len());
+        let mut expander = Expander::new().map_err(|source| Error::Read { offset: (first * CHUNK) as u64, source })?;
+        let mut chunk = vec![0; CHUNK];
         for (place, (offset, length)) in frames.iter().enumerate() {
             if *length == 0 {
                 blob.extend(ZERO_FRAME);
@@ -148,7 +171,7 @@ impl SealedImage {
             let start = blob.len();
             blob.resize(start + *length as usize, 0);
             self.file.read_at(*offset, &mut blob[start..]).map_err(failed)?;
-            let chunk = image::expand(&blob[start..], CHUNK).map_err(failed)?;
+            expander.expand(&blob[start..], &mut chunk).map_err(failed)?;
             chunks.push(Chunk { digest: Digest::of(&chunk), frame: *length });
         }
         Ok(Segment { chunks, blob })

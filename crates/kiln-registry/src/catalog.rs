@@ -3,7 +3,7 @@
 use std::{fmt, fs, io, os::unix::fs::MetadataExt as _, path::Path, str::FromStr};
 
 use kiln_core::{
-    ImageName, Version,
+    Digest, ImageName, Version,
     artifact::{Artifact, File},
     name::InvalidName,
 };
@@ -17,12 +17,20 @@ use crate::{
     lay_down::{Form, Plain, Sparse},
 };
 
-/// Which version of an image: `web` (the newest) or `web@1.4.0`.
+/// Which version of an image: `web` (the newest), `web@1.4.0`, `web@stable` or `web@sha256:..` (the disk digest).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selector {
     pub image: ImageName,
-    /// `None`: the newest.
-    pub version: Option<Version>,
+    pub reference: Reference,
+}
+
+/// What stands behind the `@`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reference {
+    Newest,
+    /// A version, or else a channel.
+    Named(Version),
+    Disk(Digest),
 }
 
 /// One line of the list of images.
@@ -48,12 +56,7 @@ impl Registry {
 
     /// The versions of `image`, newest first.
     pub fn versions(&self, image: &ImageName) -> Result<Vec<Listed>, RegistryError> {
-        let versions = Head::read(&self.image(image))?.versions;
-        if versions.is_empty() {
-            let known = self.images()?.iter().map(|summary| summary.image.to_string()).collect();
-            return Err(RegistryError::UnknownImage { image: image.clone(), registry: self.root().to_owned(), known });
-        }
-        Ok(versions)
+        self.head(image).map(|head| head.versions)
     }
 
     /// What a version is and where it came from.
@@ -63,20 +66,41 @@ impl Registry {
 
     /// The record of one version.
     pub fn record(&self, selector: &Selector) -> Result<Record, RegistryError> {
-        let versions = self.versions(&selector.image)?;
-        let unknown = |version: String| RegistryError::UnknownVersion {
-            image: selector.image.clone(),
-            version,
-            known: versions.iter().map(|listed| listed.version.to_string()).collect(),
-        };
+        let head = self.head(&selector.image)?;
         // Only what the head lists is published: a record without it belongs to a publish that is under way.
-        let listed = match &selector.version {
-            None => versions.first(),
-            Some(version) => versions.iter().find(|listed| listed.version == *version),
+        self.listed_record(&selector.image, self.select(&head, selector)?)
+    }
+
+    /// The head of an image that has versions.
+    pub(crate) fn head(&self, image: &ImageName) -> Result<Head, RegistryError> {
+        let head = Head::read(&self.image(image))?;
+        if head.versions.is_empty() {
+            let known = self.images()?.iter().map(|summary| summary.image.to_string()).collect();
+            return Err(RegistryError::UnknownImage { image: image.clone(), registry: self.root().to_owned(), known });
+        }
+        Ok(head)
+    }
+
+    /// The version of `head` that is meant. Where a version and a channel could be meant, it is the version.
+    pub(crate) fn select<'a>(&self, head: &'a Head, selector: &Selector) -> Result<&'a Listed, RegistryError> {
+        let found = match &selector.reference {
+            Reference::Newest => head.versions.first(),
+            Reference::Disk(digest) => head.versions.iter().find(|listed| listed.disk == *digest),
+            Reference::Named(name) => head.lists(name).or_else(|| {
+                let mut channels = head.state.channels.iter();
+                let (_, channel) = channels.find(|(channel, _)| channel.as_str() == name.as_str())?;
+                head.lists(&channel.version)
+            }),
         };
-        let listed =
-            listed.ok_or_else(|| unknown(selector.version.as_ref().map_or("newest".to_owned(), Version::to_string)))?;
-        self.listed_record(&selector.image, listed)
+        found.ok_or_else(|| {
+            let channels = head.state.channels.keys().map(ToString::to_string);
+            let versions = head.versions.iter().map(|listed| listed.version.to_string());
+            RegistryError::UnknownVersion {
+                image: selector.image.clone(),
+                version: selector.reference.to_string(),
+                known: channels.chain(versions).collect(),
+            }
+        })
     }
 
     /// The record of a version that the head lists.
@@ -233,20 +257,41 @@ impl FromStr for Selector {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        let (image, version) = match text.split_once('@') {
-            None => (text, None),
-            Some((image, "latest")) => (image, None),
-            Some((image, version)) => (image, Some(version.parse()?)),
-        };
-        Ok(Self { image: image.parse()?, version })
+        let (image, reference) = text.split_once('@').unwrap_or((text, "latest"));
+        Ok(Self { reference: reference.parse()?, image: image.parse()? })
+    }
+}
+
+impl FromStr for Reference {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        if text == "latest" {
+            return Ok(Self::Newest);
+        }
+        if text.starts_with("sha256:") {
+            let unreadable = |_| InvalidName { text: text.to_owned(), what: "a disk digest", limit: 71 };
+            return text.parse().map(Self::Disk).map_err(unreadable);
+        }
+        text.parse().map(Self::Named)
     }
 }
 
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.version {
-            None => self.image.fmt(f),
-            Some(version) => write!(f, "{}@{version}", self.image),
+        match &self.reference {
+            Reference::Newest => self.image.fmt(f),
+            reference => write!(f, "{}@{reference}", self.image),
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Newest => f.write_str("latest"),
+            Self::Named(name) => name.fmt(f),
+            Self::Disk(digest) => digest.fmt(f),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use kiln_core::{ByteSize, Digest, ImageName, Version};
+use kiln_core::{ByteSize, ChannelName, Digest, ImageName, Version};
 
 /// An operation on a registry that did not happen. What was published before is untouched.
 #[derive(Debug, thiserror::Error)]
@@ -34,13 +34,25 @@ pub enum RegistryError {
     Damaged { blob: PathBuf, problem: String, harmed: Vec<String> },
     #[error("`{blob}` is not the content of a version: {problem}")]
     Content { blob: PathBuf, problem: String },
+    #[error("`{image}` has no channel `{channel}`")]
+    UnknownChannel { image: ImageName, channel: ChannelName, known: Vec<String> },
+    #[error("`{channel}` of `{image}` points to {found}, not to {expected}: somebody moved it")]
+    Moved { image: ImageName, channel: ChannelName, expected: String, found: String },
+    #[error("`{name}` cannot be a channel: a channel begins with a letter and is not `latest`")]
+    NotAChannel { name: ChannelName },
+    #[error("`{image}` has a version and would have a channel of the name `{name}`")]
+    NameTaken { image: ImageName, name: String },
+    #[error("`{channel}` of `{image}` has no version before {current} to go back to")]
+    NothingBefore { image: ImageName, channel: ChannelName, current: Version },
+    #[error("revision {rev} of `{image}` exists already: something changed the registry without its lock")]
+    Raced { image: ImageName, rev: u64 },
     #[error("cannot write the image")]
     Sink(#[source] io::Error),
     #[error("the artifact names the file `{name}`, which is not a plain file name")]
     FileName { name: String },
     #[error("there is no image `{image}` in the registry `{registry}`")]
     UnknownImage { image: ImageName, registry: PathBuf, known: Vec<String> },
-    #[error("there is no version {version} of `{image}`")]
+    #[error("`{image}` has no version and no channel `{version}`")]
     UnknownVersion { image: ImageName, version: String, known: Vec<String> },
     #[error("{image} {version} is not stored as `{format}`")]
     UnknownFormat { image: ImageName, version: Version, format: String, stored: Vec<String> },
@@ -83,13 +95,23 @@ impl RegistryError {
                      `kiln registry verify` checks everything"
                 ))
             }
+            Self::UnknownChannel { known, .. } if known.is_empty() => {
+                Some("`kiln promote NAME VERSION --to CHANNEL` makes one".to_owned())
+            }
+            Self::UnknownChannel { known, .. } => Some(format!("its channels: {}", listed(known))),
+            Self::Moved { image, channel, .. } => {
+                Some(format!("`kiln channel {image} {channel}` says who and why; decide again"))
+            }
+            Self::NameTaken { .. } | Self::NotAChannel { .. } => Some("choose another name".to_owned()),
+            Self::NothingBefore { .. } => Some("name a version with `--to VERSION`".to_owned()),
+            Self::Raced { .. } => Some("run the same command again".to_owned()),
             Self::Content { .. } => Some("`kiln registry verify` checks all versions".to_owned()),
             Self::Altered { .. } => Some("the file was changed after it was sealed; bake the image again".to_owned()),
             Self::UnknownImage { known, .. } if known.is_empty() => {
                 Some("nothing was published yet: `kiln build TEMPLATE`".to_owned())
             }
             Self::UnknownImage { known, .. } => Some(format!("`kiln images` lists them: {}", listed(known))),
-            Self::UnknownVersion { known, .. } => Some(format!("published versions: {}", listed(known))),
+            Self::UnknownVersion { known, .. } => Some(format!("published: {}", listed(known))),
             Self::UnknownFormat { stored, .. } => Some(format!("stored formats: {}", listed(stored))),
             Self::NewerFormat { .. } => Some("a newer kiln wrote this registry; use that one".to_owned()),
             Self::Unreadable { path, .. } if path.ends_with("head.json") => {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use kiln_core::{
-    Digest, Version,
+    ChannelName, Digest, Version,
     artifact::{Artifact, File},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -29,9 +29,30 @@ pub(crate) struct Head {
     pub(crate) rev: u64,
     /// Newest first.
     pub(crate) versions: Vec<Listed>,
-    /// What else stands in the file (channels have their place here) is carried along untouched.
+    #[serde(flatten)]
+    pub(crate) state: State,
+    /// What else stands in the file is carried along untouched.
     #[serde(flatten)]
     pub(crate) rest: BTreeMap<String, serde_json::Value>,
+}
+
+/// What of an image moves, beside the list of versions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    #[serde(default)]
+    pub(crate) channels: BTreeMap<ChannelName, Channel>,
+}
+
+/// Where a channel points.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Channel {
+    pub version: Version,
+    pub disk: Digest,
+    /// Seconds since 1970, UTC.
+    pub since: u64,
+    pub by: String,
+    /// The revision that moved it here.
+    pub rev: u64,
 }
 
 /// A version as `head.json` lists it.
@@ -60,8 +81,8 @@ pub struct Record {
 }
 
 impl Head {
-    pub(crate) const fn empty() -> Self {
-        Self { format: FORMAT, rev: 0, versions: Vec::new(), rest: BTreeMap::new() }
+    pub(crate) fn empty() -> Self {
+        Self { format: FORMAT, rev: 0, versions: Vec::new(), state: State::default(), rest: BTreeMap::new() }
     }
 
     /// The head of the image in `directory`; empty when nothing was published yet.
@@ -73,21 +94,12 @@ impl Head {
         self.versions.iter().find(|listed| listed.version == *version)
     }
 
-    /// The head with `records` in front that it does not list yet, in the order they were published; `None` when it
-    /// lists them all.
-    pub(crate) fn with(&self, records: &[Record]) -> Option<Self> {
+    /// Those of `records` that are not listed, in the order they were published.
+    pub(crate) fn unlisted<'a>(&self, records: &'a [Record]) -> Vec<&'a Record> {
         let mut missing: Vec<_> =
             records.iter().filter(|record| self.lists(&record.artifact.version).is_none()).collect();
-        if missing.is_empty() {
-            return None;
-        }
         missing.sort_by(|a, b| (a.published, &a.artifact.version).cmp(&(b.published, &b.artifact.version)));
-        let mut next = self.clone();
-        next.rev += 1;
-        for record in missing {
-            next.versions.insert(0, record.listed());
-        }
-        Some(next)
+        missing
     }
 }
 

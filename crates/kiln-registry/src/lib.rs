@@ -5,7 +5,8 @@
 //! oci-layout
 //! blobs/sha256/<hex>               segments, configs, manifests, named by their digest, never written to again
 //! images/<name>/v/<version>.json   one record for each version, written once, after the blobs it names
-//! images/<name>/head.json          the versions, newest first; replaced last. What it lists is published
+//! images/<name>/log/<rev>.json     what each revision of the head changed: who, when, why. Written once, before the head
+//! images/<name>/head.json          versions and channels; replaced last. What it lists is published
 //! images/<name>/lock               held while a record and the head are written
 //! damaged/                         blobs that were not what their name said
 //! tmp/                             files that are being written; `tmp/lock` is shared by all who publish or export
@@ -18,6 +19,8 @@
 //! This crate must not know how an artifact is made, print, or talk to the network.
 
 mod catalog;
+mod change;
+mod channel;
 mod check;
 mod content;
 mod damage;
@@ -37,11 +40,13 @@ use std::{
 use kiln_core::{Digest, ImageName, Version};
 
 pub use self::{
-    catalog::{ImageSummary, Selector},
+    catalog::{ImageSummary, Reference, Selector},
+    change::{Action, Change},
+    channel::{Intent, Moved},
     check::{Finding, Report},
     content::{Content, Descriptor, StoredSegment},
     error::RegistryError,
-    head::{Listed, Record},
+    head::{Channel, Listed, Record},
     publish::{Publication, Published},
 };
 

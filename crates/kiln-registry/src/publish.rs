@@ -24,6 +24,8 @@ pub struct Publication {
     pub date: String,
     /// Seconds since 1970, UTC.
     pub now: u64,
+    /// Who publishes: `ada@builder`.
+    pub by: String,
 }
 
 /// The outcome of a publish.
@@ -70,7 +72,7 @@ impl Registry {
         let stored = self.store(artifact, files, previous.as_ref(), progress)?;
 
         let _locked = lock(&self.image(&artifact.image).join("lock"))?;
-        let head = self.recover(&artifact.image)?;
+        let head = self.recover(&artifact.image, publication.now)?;
         let version = match &publication.version {
             VersionSpec::Fixed(version) => version.clone(),
             VersionSpec::Auto => match head.versions.iter().find(|listed| listed.build == artifact.build) {
@@ -78,6 +80,9 @@ impl Registry {
                 _ => self.next_calendar_version(&artifact.image, &date)?,
             },
         };
+        if head.state.channels.keys().any(|channel| channel.as_str() == version.as_str()) {
+            return Err(RegistryError::NameTaken { image: artifact.image.clone(), name: version.to_string() });
+        }
         let path = self.record_path(&artifact.image, &version);
         if let Some(record) = Record::read(&path)? {
             same_disk(&record, artifact)?;
@@ -90,7 +95,7 @@ impl Registry {
             let other = Record::read(&path)?.unwrap_or_else(|| record.clone());
             same_disk(&other, &record.artifact)?;
         }
-        self.move_head(&record.artifact.image, &head, std::slice::from_ref(&record))?;
+        self.list(&record.artifact.image, &head, std::slice::from_ref(&record), &publication.by, publication.now)?;
         Ok(Published { artifact: record.artifact, already: false, new_bytes: stored.new_bytes })
     }
 
@@ -105,7 +110,8 @@ impl Registry {
             durable::write(&self.temporary(), OCI_LAYOUT.as_bytes())?.create(&layout)?;
         }
         durable::directory(&self.root().join("blobs/sha256"))?;
-        durable::directory(&self.image(image).join("v"))
+        durable::directory(&self.image(image).join("v"))?;
+        durable::directory(&self.image(image).join("log"))
     }
 
     /// Removes what killed publishers left in `tmp`, if nobody publishes now. The returned lock says that we do.
@@ -139,35 +145,6 @@ impl Registry {
         }
     }
 
-    /// The head of `image`, with the versions in it whose publisher was killed between record and head. A record is
-    /// written when everything it names is stored, so such a version is complete.
-    fn recover(&self, image: &ImageName) -> Result<Head, RegistryError> {
-        let head = Head::read(&self.image(image))?;
-        let directory = self.image(image).join("v");
-        let mut records = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
-            let entry = entry.map_err(failed("read", &directory))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(version) = name.strip_suffix(".json").and_then(|name| name.parse::<Version>().ok()) else {
-                continue;
-            };
-            if head.lists(&version).is_none()
-                && let Some(record) = Record::read(&entry.path())?
-            {
-                records.push(record);
-            }
-        }
-        self.move_head(image, &head, &records)
-    }
-
-    fn move_head(&self, image: &ImageName, head: &Head, records: &[Record]) -> Result<Head, RegistryError> {
-        let Some(next) = head.with(records) else {
-            return Ok(head.clone());
-        };
-        self.write_json(&next)?.replace(&self.image(image).join("head.json"))?;
-        Ok(next)
-    }
-
     fn next_calendar_version(&self, image: &ImageName, date: &str) -> Result<Version, RegistryError> {
         // `recover` has put every record into the head.
         let taken = Head::read(&self.image(image))?
@@ -179,7 +156,7 @@ impl Registry {
         version.parse().map_err(|_| RegistryError::Date { date: date.to_owned() })
     }
 
-    fn write_json(&self, value: &impl serde::Serialize) -> Result<Temporary, RegistryError> {
+    pub(crate) fn write_json(&self, value: &impl serde::Serialize) -> Result<Temporary, RegistryError> {
         let path = self.temporary();
         let mut bytes = serde_json::to_vec_pretty(value)
             .map_err(|source| RegistryError::Unreadable { path: path.clone(), source })?;

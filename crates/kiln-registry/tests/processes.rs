@@ -12,16 +12,20 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
 };
 
 use kiln_core::Digest;
 use kiln_io::guest::Quiet;
-use kiln_registry::{Registry, Selector};
+use kiln_registry::{Moved, Registry, RegistryError, Selector};
 
-use support::{artifact, fixed};
+use support::{artifact, fixed, intent};
 
 /// What the disk of the child's artifact holds.
 const CONTENT: &str = "KILN_TEST_PUBLISH";
+/// What the child does: publish 1.1.0, or move `stable` to it.
+const ACTION: &str = "KILN_TEST_ACTION";
 /// Where the child publishes.
 const DIRECTORY: &str = "KILN_TEST_PUBLISH_IN";
 
@@ -29,19 +33,24 @@ const DIRECTORY: &str = "KILN_TEST_PUBLISH_IN";
 const CALLS: [&str; 10] =
     ["openat", "mkdir", "write", "fsync", "link", "linkat", "rename", "unlink", "flock", "fchmod"];
 
-/// What is in the registry before the publish of 1.1.0.
+/// What is in the registry before.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Before {
     Nothing,
     Older,
+    /// 1.0.0 and 1.1.0, and `stable` at 1.0.0.
+    Channel,
 }
 
-/// Does nothing in an ordinary run; started by [`publish_under_strace`] it publishes and says so.
+/// Does nothing in an ordinary run; started by [`under_strace`] it publishes and says so.
 #[test]
 fn publisher() {
     let Some(directory) = env::var_os(DIRECTORY).map(PathBuf::from) else {
         return;
     };
+    if env::var(ACTION).is_ok_and(|action| action == "promote") {
+        return promote(&directory);
+    }
     let content = env::var(CONTENT).unwrap_or("two".to_owned());
     let source = directory.join(format!("baked-{content}"));
     let sealed = artifact(&source, "b-2", &content);
@@ -54,27 +63,82 @@ fn publisher() {
     fs::write(directory.join("acknowledged"), "").unwrap();
 }
 
+fn promote(directory: &Path) {
+    let _ = fs::metadata("/publish/begins");
+    let outcome = stable(directory, "1.1.0", None);
+    let _ = fs::metadata("/publish/ends");
+    outcome.unwrap();
+    fs::write(directory.join("acknowledged"), "").unwrap();
+}
+
+fn stable(directory: &Path, version: &str, expected: Option<&str>) -> Result<Moved, RegistryError> {
+    let registry = Registry::open(&directory.join("registry"))?;
+    let selector = format!("web@{version}").parse().unwrap();
+    let expected = expected.map(|version| version.parse().unwrap());
+    registry.promote(&selector, &"stable".parse().unwrap(), expected.as_ref(), &intent("ada"))
+}
+
 #[test]
 fn a_publish_killed_at_any_call_leaves_the_version_absent_or_complete() {
     for before in [Before::Nothing, Before::Older] {
-        for (call, number) in points("kill", before) {
-            let scratch = prepared("killed", before);
-            let output = publish_under_strace(&scratch, Some(&format!("{call}:signal=KILL:when={number}")));
-            assert!(!output.status.success(), "{call} {number} was not reached");
-            verify(&scratch, before, &format!("killed before {call} {number}"));
-            fs::remove_dir_all(&scratch).unwrap();
-        }
+        killed_everywhere("publish", before, &verify);
     }
+}
+
+#[test]
+fn a_promote_killed_at_any_call_leaves_the_channel_where_it_was_or_moved_with_one_line_of_history() {
+    killed_everywhere("promote", Before::Channel, &|scratch, _, when| {
+        let registry = Registry::open(&scratch.join("registry")).unwrap();
+        let (image, channel) = ("web".parse().unwrap(), "stable".parse().unwrap());
+        let seen = || {
+            let now = registry.channels(&image).unwrap()[&channel].version.to_string();
+            let history = registry.history(&image, Some(&channel)).unwrap();
+            (now, history.len(), history.iter().map(|change| change.rev).max())
+        };
+        let (now, lines, _) = seen();
+        match now.as_str() {
+            "1.0.0" => assert!(lines == 1 && !scratch.join("acknowledged").exists(), "{when}: {lines}"),
+            "1.1.0" => assert_eq!(lines, 2, "{when}"),
+            other => panic!("{when}: stable is {other}"),
+        }
+        stable(scratch, "1.1.0", None).unwrap_or_else(|error| panic!("{when}: {error}"));
+        assert_eq!(seen(), ("1.1.0".to_owned(), 2, Some(4)), "{when}");
+        let revisions: Vec<_> = registry.log(&image).unwrap().iter().map(|change| change.rev).collect();
+        assert_eq!(revisions, [1, 2, 3, 4], "{when}");
+    });
+}
+
+/// Runs `action` again and again, killed before another of its calls each time, and verifies what it left.
+fn killed_everywhere(action: &str, before: Before, verify: &(dyn Fn(&Path, Before, &str) + Sync)) {
+    let points = points("kill", action, before);
+    // The children wait for the disk and for strace more than they work.
+    let next = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let point = next.fetch_add(1, Ordering::Relaxed);
+                    let Some((call, number)) = points.get(point) else { return };
+                    let scratch = prepared(&format!("killed-{action}-{before:?}-{point}"), before);
+                    let inject = format!("{call}:signal=KILL:when={number}");
+                    let output = under_strace(&scratch, action, Some(&inject));
+                    assert!(!output.status.success(), "{call} {number} was not reached");
+                    verify(&scratch, before, &format!("{action} killed before {call} {number}"));
+                    fs::remove_dir_all(&scratch).unwrap();
+                }
+            });
+        }
+    });
 }
 
 #[test]
 fn a_publish_on_a_full_disk_says_so_and_leaves_the_version_absent_or_complete() {
     for before in [Before::Nothing, Before::Older] {
-        let mut points = points("full", before);
+        let mut points = points("full", "publish", before);
         points.retain(|(call, _)| ["write", "fsync", "mkdir"].contains(&call.as_str()));
         for (call, number) in points {
             let scratch = prepared("full", before);
-            let output = publish_under_strace(&scratch, Some(&format!("{call}:error=ENOSPC:when={number}")));
+            let output = under_strace(&scratch, "publish", Some(&format!("{call}:error=ENOSPC:when={number}")));
             assert!(contains(&output, "Full {"), "{call} {number}: {output:?}");
             let left: Vec<_> = match fs::read_dir(scratch.join("registry/tmp")) {
                 Ok(entries) => entries.flatten().map(|entry| entry.file_name()).collect(),
@@ -114,9 +178,9 @@ fn contains(output: &Output, text: &str) -> bool {
 }
 
 /// The calls a publish makes, each with its number among the calls of its kind on its thread.
-fn points(name: &str, before: Before) -> Vec<(String, usize)> {
-    let scratch = prepared(&format!("count-{name}"), before);
-    let output = publish_under_strace(&scratch, None);
+fn points(name: &str, action: &str, before: Before) -> Vec<(String, usize)> {
+    let scratch = prepared(&format!("count-{name}-{action}-{before:?}"), before);
+    let output = under_strace(&scratch, action, None);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let trace = fs::read_to_string(scratch.join("trace")).unwrap();
     fs::remove_dir_all(&scratch).unwrap();
@@ -135,7 +199,9 @@ fn points(name: &str, before: Before) -> Vec<(String, usize)> {
             }
         }
     }
-    assert!(points.len() > 30, "{trace}");
+    assert!(points.len() > 15, "{trace}");
+    // Counted, not asserted: the number is of interest, and grows with what is tested.
+    println!("{action} after {before:?}: {} points", points.len());
     points
 }
 
@@ -143,23 +209,31 @@ fn prepared(name: &str, before: Before) -> PathBuf {
     let scratch = env::temp_dir().join(format!("kiln-registry-{name}-{}", std::process::id()));
     let _ = fs::remove_dir_all(&scratch);
     fs::create_dir_all(&scratch).unwrap();
-    if before == Before::Older {
-        let source = scratch.join("baked-1.0.0");
-        let sealed = artifact(&source, "b-1", "one");
+    let versions: &[_] = match before {
+        Before::Nothing => &[],
+        Before::Older => &["1.0.0"],
+        Before::Channel => &["1.0.0", "1.1.0"],
+    };
+    for version in versions {
+        let source = scratch.join(format!("baked-{version}"));
+        let sealed = artifact(&source, version, version);
         let registry = Registry::open(&scratch.join("registry")).unwrap();
-        registry.publish(&sealed, &source, &fixed("1.0.0"), &Quiet).unwrap();
+        registry.publish(&sealed, &source, &fixed(version), &Quiet).unwrap();
+    }
+    if before == Before::Channel {
+        stable(&scratch, "1.0.0", None).unwrap();
     }
     scratch
 }
 
 #[expect(clippy::disallowed_methods, reason = "the process under test is traced, which kiln itself never does")]
-fn publish_under_strace(scratch: &Path, inject: Option<&str>) -> Output {
+fn under_strace(scratch: &Path, action: &str, inject: Option<&str>) -> Output {
     let mut command = Command::new("strace");
     command.args(["-f", "-o"]).arg(scratch.join("trace"));
     command.arg(format!("--trace={},statx,stat,newfstatat", CALLS.join(",")));
     command.args(inject.map(|fault| format!("--inject={fault}")));
     command.arg(env::current_exe().unwrap());
-    command.args(["--exact", "publisher", "--nocapture"]).env(DIRECTORY, scratch);
+    command.args(["--exact", "publisher", "--nocapture"]).env(DIRECTORY, scratch).env(ACTION, action);
     command.output().expect("`strace` runs")
 }
 

@@ -144,11 +144,11 @@ fn what_a_later_kiln_keeps_in_the_head_survives_a_publish() {
     registry.publish(&artifact(&source, "b-1", "one"), &source, &fixed("1.0.0"), &Quiet).unwrap();
     let path = scratch.0.join("registry/images/web/head.json");
     let mut head: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    head["channels"] = serde_json::json!({ "stable": { "version": "1.0.0" } });
+    head["labels"] = serde_json::json!({ "stable": { "version": "1.0.0" } });
     fs::write(&path, head.to_string()).unwrap();
     registry.publish(&artifact(&source, "b-2", "two"), &source, &fixed("1.1.0"), &Quiet).unwrap();
     let after: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    assert_eq!(after["channels"], head["channels"]);
+    assert_eq!(after["labels"], head["labels"]);
     assert_eq!(after["rev"], 2);
 }
 

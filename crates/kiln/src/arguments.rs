@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use kiln_registry::Selector;
+use kiln_core::{ChannelName, ImageName, Version};
+use kiln_registry::{Reference, Selector};
 
 /// Bakes machine images: a TOML template becomes a sealed, tested, bootable disk image
 #[derive(Debug, Parser)]
@@ -35,6 +36,14 @@ pub(crate) enum Verb {
     Show(Show),
     /// Write a disk image out of the registry, verified
     Export(Export),
+    /// Point a channel to a version
+    Promote(Promote),
+    /// Point a channel back to the version before, or to a named one
+    Rollback(Rollback),
+    /// Show the channels of an image, or the history of one
+    Channel(Channel),
+    /// Say which version is meant, for scripts, Terraform, GitHub Actions and Ansible
+    Resolve(Resolve),
     /// Look after a registry
     #[command(subcommand)]
     Registry(RegistryVerb),
@@ -159,7 +168,7 @@ pub(crate) struct Images {
     pub(crate) registry: RegistryArguments,
     /// Every version of this image instead of the newest of each
     #[arg(value_name = "NAME")]
-    pub(crate) image: Option<kiln_core::ImageName>,
+    pub(crate) image: Option<ImageName>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -167,8 +176,8 @@ pub(crate) struct Images {
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// An image, or one version of it
-    #[arg(value_name = "NAME[@VERSION]")]
+    /// An image, one version of it, or what a channel points to
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
     pub(crate) image: Selector,
     #[command(flatten)]
     pub(crate) registry: RegistryArguments,
@@ -179,8 +188,8 @@ pub(crate) struct Show {
 
 #[derive(Debug, Args)]
 pub(crate) struct Export {
-    /// An image, or one version of it
-    #[arg(value_name = "NAME[@VERSION]")]
+    /// An image, one version of it, or what a channel points to
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
     pub(crate) image: Selector,
     /// The file to write; it appears when it is complete
     #[arg(long, value_name = "FILE")]
@@ -193,6 +202,89 @@ pub(crate) struct Export {
     pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArguments,
+}
+
+/// Who and why, for the history.
+#[derive(Debug, Args)]
+pub(crate) struct IntentArguments {
+    /// Why; stands in the history
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Who; stands in the history [default: user and host]
+    #[arg(long, value_name = "WHO", env = "KILN_BY", hide_env_values = true)]
+    pub(crate) by: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Promote {
+    #[arg(value_name = "NAME")]
+    pub(crate) image: ImageName,
+    /// A version, `latest`, a disk digest, or a channel: what it points to now
+    #[arg(value_name = "VERSION")]
+    pub(crate) reference: Reference,
+    /// The channel; made if there is none of this name
+    #[arg(long, value_name = "CHANNEL")]
+    pub(crate) to: ChannelName,
+    /// Only if the channel points to this version now
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) expect: Option<Version>,
+    #[command(flatten)]
+    pub(crate) intent: IntentArguments,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rollback {
+    #[arg(value_name = "NAME")]
+    pub(crate) image: ImageName,
+    #[arg(value_name = "CHANNEL")]
+    pub(crate) channel: ChannelName,
+    /// This version [default: the one before]
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) to: Option<Version>,
+    /// Only if the channel points to this version now
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) expect: Option<Version>,
+    #[command(flatten)]
+    pub(crate) intent: IntentArguments,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Channel {
+    #[arg(value_name = "NAME")]
+    pub(crate) image: ImageName,
+    /// The history of this channel instead of a list of all
+    #[arg(value_name = "CHANNEL")]
+    pub(crate) channel: Option<ChannelName>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resolve {
+    /// An image, a version, or what a channel points to
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
+    pub(crate) image: Selector,
+    /// How it is printed; json is one flat object of texts
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = ResolveFormat::Json)]
+    pub(crate) format: ResolveFormat,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ResolveFormat {
+    Json,
+    Env,
+    Tfvars,
+    GithubOutput,
+    Ansible,
 }
 
 #[derive(Debug, Subcommand)]

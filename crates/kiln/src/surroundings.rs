@@ -27,6 +27,19 @@ pub(crate) fn registry(arguments: &RegistryArguments) -> Result<Registry, Failur
     Ok(Registry::open(&path)?)
 }
 
+/// Who does something, unless `--by` says it: `ada@builder`.
+pub(crate) fn who() -> String {
+    let user = ["USER", "LOGNAME"].iter().find_map(|name| env::var(name).ok().filter(|user| !user.is_empty()));
+    let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{user}@{}", host.trim())
+}
+
+/// Seconds since 1970, UTC.
+pub(crate) fn seconds() -> u64 {
+    now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 pub(crate) fn now() -> SystemTime {
     SystemClock::new().wall()
 }

@@ -1,6 +1,7 @@
 //! One module for each verb.
 
 pub(crate) mod build;
+pub(crate) mod channel;
 pub(crate) mod clean;
 pub(crate) mod completions;
 pub(crate) mod doctor;
@@ -12,6 +13,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod plan;
 pub(crate) mod registry;
+pub(crate) mod resolve;
 pub(crate) mod schema;
 pub(crate) mod show;
 pub(crate) mod ssh;

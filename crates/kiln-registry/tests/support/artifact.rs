@@ -17,7 +17,7 @@ use kiln_disk::{
     DiskFile, GuestDisk,
     seal::{self, Sealed},
 };
-use kiln_registry::{Publication, Registry, Selector};
+use kiln_registry::{Intent, Publication, Registry, Selector};
 
 /// A directory of one test, removed when the test passes.
 pub(crate) struct Scratch(pub(crate) PathBuf);
@@ -41,6 +41,10 @@ impl Drop for Scratch {
             let _ = fs::remove_dir_all(&self.0);
         }
     }
+}
+
+pub(crate) fn intent(by: &str) -> Intent {
+    Intent { by: by.to_owned(), now: 2_000, reason: Some("a test".to_owned()) }
 }
 
 pub(crate) fn select(text: &str) -> Selector {
@@ -121,5 +125,10 @@ fn record(build: &str, sealed: &Sealed, files: Vec<File>) -> Artifact {
 }
 
 pub(crate) fn fixed(version: &str) -> Publication {
-    Publication { version: VersionSpec::Fixed(version.parse().unwrap()), date: "2026-11-21".to_owned(), now: 1_000 }
+    Publication {
+        version: VersionSpec::Fixed(version.parse().unwrap()),
+        date: "2026-11-21".to_owned(),
+        now: 1_000,
+        by: "ada@forge".to_owned(),
+    }
 }

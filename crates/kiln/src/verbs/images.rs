@@ -17,8 +17,13 @@ pub(crate) fn run(arguments: &Images) -> Outcome {
         if arguments.json {
             output::json(&versions)?;
         } else {
-            let heading = ["VERSION", "DISK", "PUBLISHED", "BUILD"].map(str::to_owned).to_vec();
-            let rows = versions.iter().map(|listed| [columns(listed).to_vec(), vec![listed.build.clone()]].concat());
+            let channels = registry.channels(image)?;
+            let heading = ["VERSION", "DISK", "PUBLISHED", "BUILD", "CHANNELS"].map(str::to_owned).to_vec();
+            let rows = versions.iter().map(|listed| {
+                let here = channels.iter().filter(|(_, channel)| channel.version == listed.version);
+                let here = here.map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(", ");
+                [columns(listed).to_vec(), vec![listed.build.clone(), here]].concat()
+            });
             output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
         }
         return Ok(Exit::Done);

@@ -65,6 +65,7 @@ impl Session {
             version: plan.version.clone(),
             date: Moment::of(now).date(),
             now: now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            by: surroundings::who(),
         };
         let work = {
             let (registry, artifact, directory) = (registry.clone(), artifact.clone(), directory.to_owned());
