@@ -16,7 +16,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 20] = [
+const VERBS: [&str; 22] = [
     "build",
     "validate",
     "plan",
@@ -29,6 +29,8 @@ const VERBS: [&str; 20] = [
     "rollback",
     "channel",
     "resolve",
+    "revoke",
+    "outdated",
     "registry",
     "registry verify",
     "ssh",

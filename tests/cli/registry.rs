@@ -198,6 +198,47 @@ fn again(user: &Home, version: &str) {
 }
 
 #[test]
+fn a_revoked_version_and_what_was_baked_on_it_is_used_only_by_its_name() {
+    let user = Home::new("revoke");
+    published(&user);
+    let registry = Registry::open(&user.path("data/registry")).unwrap();
+    let mut child = registry.artifact(&"web".parse().unwrap()).unwrap();
+    child.image = "shop".parse().unwrap();
+    child.base.digest = child.files[0].sha256;
+    registry.publish(&child, &user.path("baked"), &publication("2.0.0"), &Quiet).unwrap();
+    user.kiln(&["promote", "web", "1.0.0", "--to", "stable"]).ends_with(0);
+    again(&user, "1.1.0");
+    assert_eq!(user.kiln(&["outdated"]).ends_with(0).stdout.lines().nth(1), Some("shop@2.0.0  web@1.0.0  1.1.0"));
+    assert!(user.kiln(&["revoke", "web", "1.0.0"]).ends_with(2).stderr.contains("--reason"));
+    let later = ["revoke", "web", "1.0.0", "--reason", "CVE-2026-1", "--at", "2999-01-01"];
+    let later = user.kiln(&later).ends_with(0).stderr;
+    assert!(later.starts_with("web@1.0.0 is revoked from 2999-01-01 00:00 UTC on: CVE-2026-1\n"), "{later}");
+    user.kiln(&["resolve", "shop"]).ends_with(0);
+    let now = user.kiln(&["revoke", "web", "1.0.0", "--reason", "CVE-2026-1"]).ends_with(0).stderr;
+    assert!(now.contains("  and with it shop@2.0.0, which is baked on it\n"), "{now}");
+    assert!(now.contains("web@stable points there: `kiln rollback web stable`"), "{now}");
+    let to = user.path("out.raw");
+    let to = to.to_str().unwrap();
+    for arguments in [
+        &["resolve", "web@stable", "--allow-revoked"][..],
+        &["resolve", "shop@2.0.0"],
+        &["export", "shop", "--format", "raw", "--to", to],
+        &["promote", "shop", "2.0.0", "--to", "stable"],
+    ] {
+        let refused = user.kiln(arguments).ends_with(1).stderr;
+        let expected =
+            if arguments[1].starts_with("web") { "web@1.0.0 is revoked: CVE" } else { "baked on web@1.0.0: CVE" };
+        assert!(refused.contains(expected) && refused.contains("--allow-revoked"), "{arguments:?}: {refused}");
+    }
+    user.kiln(&["export", "shop@2.0.0", "--allow-revoked", "--format", "raw", "--to", to]).ends_with(0);
+    assert!(user.kiln(&["resolve", "web"]).ends_with(0).stdout.contains("\"web@1.1.0\""));
+    assert!(user.kiln(&["images", "web"]).ends_with(0).stdout.contains("stable, revoked"));
+    assert!(user.kiln(&["show", "shop"]).ends_with(0).stderr.contains("is revoked, baked on web@1.0.0"));
+    user.kiln(&["revoke", "web", "1.0.0", "--lift"]).ends_with(0);
+    user.kiln(&["resolve", "shop"]).ends_with(0);
+}
+
+#[test]
 fn what_is_resolved_is_said_in_the_form_of_each_consumer() {
     let user = Home::new("resolve");
     published(&user);

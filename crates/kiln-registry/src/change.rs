@@ -35,9 +35,27 @@ pub struct Change {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    Publish { versions: Vec<Version> },
-    Promote { channel: ChannelName, from: Option<Version>, to: Version },
-    Rollback { channel: ChannelName, from: Option<Version>, to: Version },
+    Publish {
+        versions: Vec<Version>,
+    },
+    Promote {
+        channel: ChannelName,
+        from: Option<Version>,
+        to: Version,
+    },
+    Rollback {
+        channel: ChannelName,
+        from: Option<Version>,
+        to: Version,
+    },
+    Revoke {
+        version: Version,
+        from: u64,
+    },
+    /// A revocation was taken back.
+    Lift {
+        version: Version,
+    },
 }
 
 impl Action {
@@ -45,7 +63,7 @@ impl Action {
     pub const fn channel(&self) -> Option<&ChannelName> {
         match self {
             Self::Promote { channel, .. } | Self::Rollback { channel, .. } => Some(channel),
-            Self::Publish { .. } => None,
+            Self::Publish { .. } | Self::Revoke { .. } | Self::Lift { .. } => None,
         }
     }
 }

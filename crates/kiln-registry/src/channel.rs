@@ -7,6 +7,7 @@ use kiln_core::{ChannelName, ImageName, Version};
 use crate::{
     Action, Change, Registry, RegistryError, Selector,
     head::{Channel, Head, Listed},
+    lineage::Parent,
 };
 
 /// Who changes something, when, and why.
@@ -17,6 +18,8 @@ pub struct Intent {
     /// Seconds since 1970, UTC.
     pub now: u64,
     pub reason: Option<String>,
+    /// A revoked version that is named itself is used all the same.
+    pub allow_revoked: bool,
 }
 
 /// What became of a channel.
@@ -67,7 +70,7 @@ impl Registry {
             if head.versions.iter().any(|listed| listed.version.as_str() == channel.as_str()) {
                 return Err(RegistryError::NameTaken { image: image.clone(), name: channel.to_string() });
             }
-            let to = self.select(head, selector)?.clone();
+            let to = self.select_usable(head, selector, intent.now, intent.allow_revoked)?.clone();
             let from = head.state.channels.get(channel).map(|channel| channel.version.clone());
             let action = Action::Promote { channel: channel.clone(), from, to: to.version.clone() };
             Ok((to, action))
@@ -87,14 +90,14 @@ impl Registry {
             let Some(now) = head.state.channels.get(channel) else { return Err(unknown(image, channel, head)) };
             let to = match to {
                 Some(to) => to.clone(),
-                None => before(&self.log(image)?, channel, head).ok_or_else(|| RegistryError::NothingBefore {
+                None => self.before(image, channel, head, intent.now)?.ok_or_else(|| RegistryError::NothingBefore {
                     image: image.clone(),
                     channel: channel.clone(),
                     current: now.version.clone(),
                 })?,
             };
             let selector = Selector { image: image.clone(), reference: crate::Reference::Named(to) };
-            let to = self.select(head, &selector)?.clone();
+            let to = self.select_usable(head, &selector, intent.now, intent.allow_revoked)?.clone();
             let from = Some(now.version.clone());
             let action = Action::Rollback { channel: channel.clone(), from, to: to.version.clone() };
             Ok((to, action))
@@ -135,6 +138,23 @@ impl Registry {
         Ok(Moved { from, to: to.version, rev, already: false })
     }
 
+    /// The version to go back to: the latest before the present one that is still there and not revoked.
+    fn before(
+        &self,
+        image: &ImageName,
+        channel: &ChannelName,
+        head: &Head,
+        now: u64,
+    ) -> Result<Option<Version>, RegistryError> {
+        for version in before(&self.log(image)?, channel) {
+            let name = Parent { image: image.clone(), version: version.clone() };
+            if head.lists(&version).is_some() && self.revoked(&name, now)?.is_none() {
+                return Ok(Some(version));
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether every blob of a version is there with its length; its bytes are compared when it is exported.
     fn stored_completely(&self, image: &ImageName, listed: &Listed) -> Result<(), RegistryError> {
         let content = self.content(&self.listed_record(image, listed)?)?;
@@ -154,9 +174,9 @@ fn unknown(image: &ImageName, channel: &ChannelName, head: &Head) -> RegistryErr
     RegistryError::UnknownChannel { image: image.clone(), channel: channel.clone(), known }
 }
 
-/// The version that `channel` pointed to before the present one, by what was promoted and not rolled back since. Two
-/// rollbacks in a row go back two versions.
-fn before(log: &[Change], channel: &ChannelName, head: &Head) -> Option<Version> {
+/// The versions that `channel` pointed to before the present one, the latest first, by what was promoted and not rolled
+/// back since. Two rollbacks in a row go back two versions.
+fn before(log: &[Change], channel: &ChannelName) -> Vec<Version> {
     let mut stack: Vec<&Version> = Vec::new();
     for change in log {
         match &change.action {
@@ -171,5 +191,5 @@ fn before(log: &[Change], channel: &ChannelName, head: &Head) -> Option<Version>
         }
     }
     stack.pop();
-    stack.into_iter().rev().find(|version| head.lists(version).is_some()).cloned()
+    stack.into_iter().rev().cloned().collect()
 }

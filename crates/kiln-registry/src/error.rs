@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use kiln_core::{ByteSize, ChannelName, Digest, ImageName, Version};
 
+use crate::lineage::{Parent, Revoked};
+
 /// An operation on a registry that did not happen. What was published before is untouched.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -46,6 +48,10 @@ pub enum RegistryError {
     NothingBefore { image: ImageName, channel: ChannelName, current: Version },
     #[error("revision {rev} of `{image}` exists already: something changed the registry without its lock")]
     Raced { image: ImageName, rev: u64 },
+    #[error("{} is revoked{}: {}", revoked.chain[0], through(&revoked.chain), revoked.revocation.reason)]
+    Revoked { revoked: Box<Revoked> },
+    #[error("`{channel}` is a channel of `{image}`, not a version; it points to {points_to}")]
+    NotAVersion { image: ImageName, channel: Version, points_to: Version },
     #[error("cannot write the image")]
     Sink(#[source] io::Error),
     #[error("the artifact names the file `{name}`, which is not a plain file name")]
@@ -104,6 +110,13 @@ impl RegistryError {
             }
             Self::NameTaken { .. } | Self::NotAChannel { .. } => Some("choose another name".to_owned()),
             Self::NothingBefore { .. } => Some("name a version with `--to VERSION`".to_owned()),
+            Self::Revoked { revoked } => Some(format!(
+                "`kiln images {0}` lists others; `--allow-revoked` and the version by its name (`{1}`) use it all the same",
+                revoked.chain[0].image, revoked.chain[0]
+            )),
+            Self::NotAVersion { image, points_to, .. } => {
+                Some(format!("name the version: `kiln revoke {image} {points_to}`"))
+            }
             Self::Raced { .. } => Some("run the same command again".to_owned()),
             Self::Content { .. } => Some("`kiln registry verify` checks all versions".to_owned()),
             Self::Altered { .. } => Some("the file was changed after it was sealed; bake the image again".to_owned()),
@@ -135,6 +148,11 @@ impl RegistryError {
             Self::Conflict { .. } | Self::Altered { .. } | Self::RemoteFilesystem { .. } | Self::FileName { .. }
         )
     }
+}
+
+/// How a version came by the revocation of another.
+fn through(chain: &[Parent]) -> String {
+    chain.iter().skip(1).map(|parent| format!(", baked on {parent}")).collect()
 }
 
 fn listed(names: &[String]) -> String {

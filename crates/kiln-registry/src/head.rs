@@ -13,7 +13,12 @@ use kiln_core::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{content::Descriptor, durable::failed, error::RegistryError};
+use crate::{
+    content::Descriptor,
+    durable::failed,
+    error::RegistryError,
+    lineage::{Parent, Revocation},
+};
 
 /// The format of `head.json` and of the records.
 pub(crate) const FORMAT: u32 = 2;
@@ -41,6 +46,8 @@ pub(crate) struct Head {
 pub(crate) struct State {
     #[serde(default)]
     pub(crate) channels: BTreeMap<ChannelName, Channel>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) revoked: BTreeMap<Version, Revocation>,
 }
 
 /// Where a channel points.
@@ -67,6 +74,9 @@ pub struct Listed {
     pub qcow2: Digest,
     /// The SHA-256 of the disk file it was baked on.
     pub base: Digest,
+    /// The version of this registry that it was baked on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
 }
 
 /// `v/<version>.json`: written once, when everything it names is stored.
@@ -77,6 +87,9 @@ pub struct Record {
     pub published: u64,
     /// The OCI image manifest that names every blob of the version.
     pub manifest: Descriptor,
+    /// The version of this registry that it was baked on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
     pub artifact: Artifact,
 }
 
@@ -112,6 +125,7 @@ impl Record {
             published: self.published,
             qcow2: self.file("qcow2").map_or(self.artifact.disk.digest, |file| file.sha256),
             base: self.artifact.base.digest,
+            parent: self.parent.clone(),
         }
     }
 

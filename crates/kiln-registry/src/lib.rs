@@ -29,6 +29,7 @@ mod error;
 mod filesystem;
 mod head;
 mod lay_down;
+mod lineage;
 mod publish;
 mod store;
 
@@ -47,6 +48,7 @@ pub use self::{
     content::{Content, Descriptor, StoredSegment},
     error::RegistryError,
     head::{Channel, Listed, Record},
+    lineage::{Outdated, Parent, Revocation, Revoked},
     publish::{Publication, Published},
 };
 

@@ -65,6 +65,10 @@ impl Registry {
         durable::directory(&self.temporary())?;
         let _publishing = self.sweep_and_share()?;
         self.prepare(&artifact.image)?;
+        let parent = self.with_qcow2(&artifact.base.digest)?;
+        if let Some(parent) = &parent {
+            self.refuse_revoked(parent, publication.now)?;
+        }
         // Whether it can be read only decides how much is shared.
         let newest = Head::read(&self.image(&artifact.image)).ok().and_then(|head| head.versions.into_iter().next());
         let previous = newest.and_then(|listed| self.listed_record(&artifact.image, &listed).ok());
@@ -89,7 +93,8 @@ impl Registry {
             return Ok(Published { artifact: record.artifact, already: true, new_bytes: stored.new_bytes });
         }
         let artifact = Artifact { version, files: stored.files, ..artifact.clone() };
-        let record = Record { format: FORMAT, published: publication.now, manifest: stored.manifest, artifact };
+        let manifest = stored.manifest;
+        let record = Record { format: FORMAT, published: publication.now, manifest, parent, artifact };
         if !self.write_json(&record)?.create(&path)? {
             // Somebody wrote into the registry without taking its lock.
             let other = Record::read(&path)?.unwrap_or_else(|| record.clone());

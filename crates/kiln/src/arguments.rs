@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::calendar::Moment;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use kiln_core::{ChannelName, ImageName, Version};
 use kiln_registry::{Reference, Selector};
@@ -44,6 +45,10 @@ pub(crate) enum Verb {
     Channel(Channel),
     /// Say which version is meant, for scripts, Terraform, GitHub Actions and Ansible
     Resolve(Resolve),
+    /// Revoke a version, and with it all that were baked on it
+    Revoke(Revoke),
+    /// List the images whose base has a newer version
+    Outdated(Outdated),
     /// Look after a registry
     #[command(subcommand)]
     Registry(RegistryVerb),
@@ -200,6 +205,9 @@ pub(crate) struct Export {
     /// Replace the file if it exists
     #[arg(long)]
     pub(crate) force: bool,
+    /// Use a revoked version all the same, when the version itself is named
+    #[arg(long)]
+    pub(crate) allow_revoked: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArguments,
 }
@@ -213,6 +221,9 @@ pub(crate) struct IntentArguments {
     /// Who; stands in the history [default: user and host]
     #[arg(long, value_name = "WHO", env = "KILN_BY", hide_env_values = true)]
     pub(crate) by: Option<String>,
+    /// Use a revoked version all the same, when the version itself is named
+    #[arg(long)]
+    pub(crate) allow_revoked: bool,
 }
 
 #[derive(Debug, Args)]
@@ -274,6 +285,43 @@ pub(crate) struct Resolve {
     /// How it is printed; json is one flat object of texts
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = ResolveFormat::Json)]
     pub(crate) format: ResolveFormat,
+    /// Use a revoked version all the same, when the version itself is named
+    #[arg(long)]
+    pub(crate) allow_revoked: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Revoke {
+    #[arg(value_name = "NAME")]
+    pub(crate) image: ImageName,
+    #[arg(value_name = "VERSION")]
+    pub(crate) version: Version,
+    /// Why; shown to everybody who asks for the version
+    #[arg(long, value_name = "TEXT", required_unless_present = "lift")]
+    pub(crate) reason: Option<String>,
+    /// From this moment on (`2026-12-01` or `2026-12-01T08:00Z`, UTC) [default: now]
+    #[arg(long, value_name = "TIME", conflicts_with = "lift")]
+    pub(crate) at: Option<Moment>,
+    /// Take the revocation back
+    #[arg(long)]
+    pub(crate) lift: bool,
+    /// Who; stands in the history [default: user and host]
+    #[arg(long, value_name = "WHO", env = "KILN_BY", hide_env_values = true)]
+    pub(crate) by: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Outdated {
+    /// Compare with what this channel of the base points to, instead of the newest version
+    #[arg(long, value_name = "CHANNEL")]
+    pub(crate) channel: Option<ChannelName>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArguments,
 }

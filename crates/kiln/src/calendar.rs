@@ -1,6 +1,9 @@
 //! Seconds since 1970 as dates and times, in UTC.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    str::FromStr,
+    time::{Duration, SystemTime},
+};
 
 /// A moment in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,6 +11,9 @@ pub(crate) struct Moment {
     pub(crate) year: u64,
     pub(crate) month: u64,
     pub(crate) day: u64,
+    /// Seconds since 1970.
+    whole: u64,
+    /// Seconds of the day.
     seconds: u64,
     milliseconds: u32,
 }
@@ -16,7 +22,13 @@ impl Moment {
     pub(crate) fn of(time: SystemTime) -> Self {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let (year, month, day) = civil(since.as_secs() / 86_400);
-        Self { year, month, day, seconds: since.as_secs() % 86_400, milliseconds: since.subsec_millis() }
+        let (whole, seconds) = (since.as_secs(), since.as_secs() % 86_400);
+        Self { year, month, day, whole, seconds, milliseconds: since.subsec_millis() }
+    }
+
+    /// Since 1970.
+    pub(crate) const fn seconds(&self) -> u64 {
+        self.whole
     }
 
     pub(crate) fn of_seconds(seconds: u64) -> Self {
@@ -40,6 +52,37 @@ impl Moment {
     }
 }
 
+impl FromStr for Moment {
+    type Err = String;
+
+    /// `2026-12-01`, or `2026-12-01T08:00Z` with or without seconds; UTC.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unreadable = || format!("`{text}` is not a time such as `2026-12-01` or `2026-12-01T08:00Z`");
+        let (date, time) = text.split_once('T').unwrap_or((text, "00:00Z"));
+        let fields = |text: &str, separator: char| -> Option<Vec<u64>> {
+            text.split(separator).map(|field| field.parse().ok().filter(|_| field.len() >= 2)).collect()
+        };
+        let date = fields(date, '-').filter(|date| date.len() == 3).ok_or_else(unreadable)?;
+        let time = time.strip_suffix('Z').and_then(|time| fields(time, ':')).ok_or_else(unreadable)?;
+        let seconds = match time[..] {
+            [hours @ 0..24, minutes @ 0..60] => hours * 3600 + minutes * 60,
+            [hours @ 0..24, minutes @ 0..60, seconds @ 0..60] => hours * 3600 + minutes * 60 + seconds,
+            _ => return Err(unreadable()),
+        };
+        // Found again from the number of days, so that no day is taken that there is not.
+        let wanted = (date[0], date[1], date[2]);
+        let (mut day, mut end) = (0, 2_932_897);
+        while day < end {
+            let middle = u64::midpoint(day, end);
+            (day, end) = if civil(middle) < wanted { (middle + 1, end) } else { (day, middle) };
+        }
+        if civil(day) != wanted {
+            return Err(unreadable());
+        }
+        Ok(Self::of_seconds(day * 86_400 + seconds))
+    }
+}
+
 /// Year, month, day of a number of days since 1970-01-01, in the Gregorian calendar: eras of 400 years, years that
 /// begin in March.
 const fn civil(days: u64) -> (u64, u64, u64) {
@@ -58,6 +101,20 @@ const fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_times_as_it_writes_them_and_no_others() {
+        for (text, expected) in [
+            ("1970-01-01", "1970-01-01T00:00:00.000Z"),
+            ("2026-12-01T08:05Z", "2026-12-01T08:05:00.000Z"),
+            ("2028-02-29T23:59:58Z", "2028-02-29T23:59:58.000Z"),
+        ] {
+            assert_eq!(text.parse::<Moment>().map(|moment| moment.rfc3339()).as_deref(), Ok(expected));
+        }
+        for text in ["", "tomorrow", "2026-02-29", "2026-13-01", "2026-12-01T24:00Z", "2026-12-01T08:00", "2026-1-1"] {
+            assert!(text.parse::<Moment>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn agrees_with_known_moments() {

@@ -47,6 +47,8 @@ fn run(verb: Verb) -> Outcome {
         Verb::Rollback(arguments) => verbs::channel::rollback(arguments),
         Verb::Channel(arguments) => verbs::channel::run(&arguments),
         Verb::Resolve(arguments) => verbs::resolve::run(&arguments),
+        Verb::Revoke(arguments) => verbs::revoke::run(arguments),
+        Verb::Outdated(arguments) => verbs::revoke::outdated(&arguments),
         Verb::Registry(verb) => in_runtime(verbs::registry::run(verb)),
         Verb::Ssh(arguments) => verbs::ssh::run(&arguments),
         Verb::Logs(arguments) => in_runtime(verbs::logs::run(arguments)),

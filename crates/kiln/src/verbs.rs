@@ -14,6 +14,7 @@ pub(crate) mod man;
 pub(crate) mod plan;
 pub(crate) mod registry;
 pub(crate) mod resolve;
+pub(crate) mod revoke;
 pub(crate) mod schema;
 pub(crate) mod show;
 pub(crate) mod ssh;

@@ -44,7 +44,7 @@ impl Drop for Scratch {
 }
 
 pub(crate) fn intent(by: &str) -> Intent {
-    Intent { by: by.to_owned(), now: 2_000, reason: Some("a test".to_owned()) }
+    Intent { by: by.to_owned(), now: 2_000, reason: Some("a test".to_owned()), allow_revoked: false }
 }
 
 pub(crate) fn select(text: &str) -> Selector {

@@ -65,6 +65,9 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
     let Planned { plans, library } = templates::resolve(&arguments.template)?;
     let dirs = surroundings::dirs()?;
     let registry = if arguments.no_publish { None } else { Some(surroundings::registry(&arguments.registry)?) };
+    if let Some(registry) = &registry {
+        plans.iter().try_for_each(|plan| place::check_base(registry, plan))?;
+    }
     if let Some(output) = &arguments.output {
         place::check(output)?;
     }

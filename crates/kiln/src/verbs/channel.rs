@@ -32,7 +32,7 @@ pub(crate) fn rollback(arguments: Rollback) -> Outcome {
 /// Who and why, from the command line and the surroundings.
 pub(crate) fn intent(arguments: IntentArguments) -> Intent {
     let by = arguments.by.unwrap_or_else(surroundings::who);
-    Intent { by, now: surroundings::seconds(), reason: arguments.reason }
+    Intent { by, now: surroundings::seconds(), reason: arguments.reason, allow_revoked: arguments.allow_revoked }
 }
 
 fn say(image: &ImageName, channel: &ChannelName, moved: &Moved) {
@@ -79,7 +79,7 @@ fn history(registry: &Registry, arguments: &Channel, channel: &ChannelName) -> O
         let (what, from, to) = match &change.action {
             Action::Promote { from, to, .. } => ("promote", from, to),
             Action::Rollback { from, to, .. } => ("rollback", from, to),
-            Action::Publish { .. } => return None,
+            Action::Publish { .. } | Action::Revoke { .. } | Action::Lift { .. } => return None,
         };
         Some((change, what, from, to))
     });

@@ -23,7 +23,7 @@ use crate::{
 
 pub(crate) async fn run(arguments: Export) -> Outcome {
     let registry = surroundings::registry(&arguments.registry)?;
-    let record = registry.record(&arguments.image)?;
+    let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
     let to = arguments.to;
     if to.exists() && !arguments.force {
         return Err(Failure::usage(format!("`{}` exists already", to.display())).hint("`--force` replaces it"));

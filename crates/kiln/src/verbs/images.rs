@@ -1,6 +1,6 @@
 //! `kiln images`: what is published.
 
-use kiln_registry::Listed;
+use kiln_registry::{Listed, Parent, RegistryError};
 use serde_json::json;
 
 use crate::{
@@ -17,13 +17,17 @@ pub(crate) fn run(arguments: &Images) -> Outcome {
         if arguments.json {
             output::json(&versions)?;
         } else {
-            let channels = registry.channels(image)?;
-            let heading = ["VERSION", "DISK", "PUBLISHED", "BUILD", "CHANNELS"].map(str::to_owned).to_vec();
+            let (channels, now) = (registry.channels(image)?, surroundings::seconds());
+            let heading = ["VERSION", "DISK", "PUBLISHED", "BUILD", "MARKS"].map(str::to_owned).to_vec();
             let rows = versions.iter().map(|listed| {
                 let here = channels.iter().filter(|(_, channel)| channel.version == listed.version);
                 let here = here.map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(", ");
-                [columns(listed).to_vec(), vec![listed.build.clone(), here]].concat()
+                let name = Parent { image: image.clone(), version: listed.version.clone() };
+                let revoked = registry.revoked(&name, now)?.map_or("", |_| "revoked");
+                let here = [here.as_str(), revoked].into_iter().filter(|mark| !mark.is_empty()).collect::<Vec<_>>();
+                Ok([columns(listed).to_vec(), vec![listed.build.clone(), here.join(", ")]].concat())
             });
+            let rows = rows.collect::<Result<Vec<_>, RegistryError>>()?;
             output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
         }
         return Ok(Exit::Done);

@@ -13,7 +13,7 @@ use crate::{
 
 pub(crate) fn run(arguments: &Resolve) -> Outcome {
     let registry = surroundings::registry(&arguments.registry)?;
-    let record = registry.record(&arguments.image)?;
+    let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
     let facts = facts(&registry, &arguments.image, &record);
     let text = render(&facts, arguments.format)?;
     output::data(&text)?;

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use kiln_core::{ByteSize, artifact::Artifact};
 
+use kiln_registry::Parent;
+
 use crate::{
     arguments::Show,
     calendar::Moment,
@@ -16,7 +18,12 @@ use crate::{
 
 pub(crate) fn run(arguments: &Show) -> Outcome {
     let registry = surroundings::registry(&arguments.registry)?;
-    let artifact = registry.artifact(&arguments.image)?;
+    let record = registry.record(&arguments.image)?;
+    let artifact = record.artifact;
+    let name = Parent { image: artifact.image.clone(), version: artifact.version.clone() };
+    if let Err(revoked) = registry.refuse_revoked(&name, surroundings::seconds()) {
+        output::talk(&visible(&revoked.to_string()));
+    }
     if arguments.json {
         output::json(&artifact)?;
     } else {

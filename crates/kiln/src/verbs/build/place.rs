@@ -10,7 +10,7 @@ use kiln_core::{
     ByteSize,
     artifact::Artifact,
     event::{Event, Events as _, Phase, Unit},
-    plan::Plan,
+    plan::{Base, Plan, Qcow2Source},
 };
 use kiln_io::guest::Progress;
 use kiln_registry::{Publication, Published};
@@ -100,6 +100,16 @@ impl Progress for Publishing {
     fn at(&self, done: u64) {
         self.events.emit(Event::Progress { phase: Phase::Publish, done, total: self.total, unit: Unit::Bytes });
     }
+}
+
+/// Refuses a base that is a revoked version of the registry, before anything slow begins.
+pub(super) fn check_base(registry: &kiln_registry::Registry, plan: &Plan) -> Result<(), Failure> {
+    let Base::Qcow2(base) = &plan.base else { return Ok(()) };
+    let (Qcow2Source::File { digest, .. } | Qcow2Source::Url { digest, .. }) = &base.source;
+    if let Some(version) = registry.with_qcow2(digest)? {
+        registry.refuse_revoked(&version, surroundings::seconds())?;
+    }
+    Ok(())
 }
 
 /// Refuses a place that cannot hold a directory, before anything slow begins.

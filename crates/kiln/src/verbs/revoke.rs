@@ -1,0 +1,55 @@
+//! `kiln revoke` and `kiln outdated`: what may not be used any more, and what should be baked again.
+
+use kiln_registry::{Intent, Parent};
+
+use crate::{
+    arguments::{Outdated, Revoke},
+    escape::visible,
+    failure::{Exit, Outcome},
+    output, surroundings,
+};
+
+pub(crate) fn run(arguments: Revoke) -> Outcome {
+    let registry = surroundings::registry(&arguments.registry)?;
+    let Revoke { image, version, reason, at, lift, by, .. } = arguments;
+    let now = surroundings::seconds();
+    let from = (!lift).then(|| at.map_or(now, |at| at.seconds()));
+    let intent = Intent { by: by.unwrap_or_else(surroundings::who), now, reason, allow_revoked: false };
+    let version = Parent { image, version };
+    let inherited = registry.revoke(&version, from, &intent)?;
+    let when = match at.filter(|at| at.seconds() > now) {
+        Some(at) => format!("from {} UTC on", at.minute()),
+        None => "now".to_owned(),
+    };
+    match &intent.reason {
+        _ if lift => output::talk(&format!("{version} is not revoked any more")),
+        reason => {
+            output::talk(&format!("{version} is revoked {when}: {}", visible(reason.as_deref().unwrap_or_default())));
+        }
+    }
+    for child in &inherited {
+        output::talk(&format!("  and with it {child}, which is baked on it"));
+    }
+    for (name, channel) in registry.channels(&version.image)? {
+        if !lift && channel.version == version.version {
+            let image = &version.image;
+            output::talk(&format!("{image}@{name} points there: `kiln rollback {image} {name}`"));
+        }
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) fn outdated(arguments: &Outdated) -> Outcome {
+    let registry = surroundings::registry(&arguments.registry)?;
+    let outdated = registry.outdated(arguments.channel.as_ref(), surroundings::seconds())?;
+    if arguments.json {
+        output::json(&outdated)?;
+    } else if outdated.is_empty() {
+        output::talk("no image has a base of this registry that has a newer version");
+    } else {
+        let heading = ["IMAGE", "BAKED ON", "NEWER"].map(str::to_owned).to_vec();
+        let rows = outdated.iter().map(|one| vec![one.image.to_string(), one.base.to_string(), one.newer.to_string()]);
+        output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
+    }
+    Ok(Exit::Done)
+}
