@@ -7,7 +7,7 @@ use std::time::Duration;
 #[error("`{0}` is not a duration; write for instance `90s`, `10 min` or `1 h`")]
 pub struct InvalidDuration(pub String);
 
-const UNITS: [(&str, u64); 13] = [
+const UNITS: [(&str, u64); 14] = [
     ("s", 1),
     ("sec", 1),
     ("second", 1),
@@ -20,6 +20,7 @@ const UNITS: [(&str, u64); 13] = [
     ("hour", 3600),
     ("hours", 3600),
     ("d", 86400),
+    ("day", 86400),
     ("days", 86400),
 ];
 

@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     Integer(i64, i64),
     Duration,
     Size,
+    /// A duration, or `false`.
+    Caching,
     /// One of these words.
     Word(&'static [&'static str]),
     /// A list of these words.
@@ -74,6 +76,9 @@ const fn with_default(name: &'static str, kind: Kind, default: &'static str, doc
 pub(crate) const SUITES: &[&str] = &["bookworm", "trixie"];
 /// The types of a variable.
 pub(crate) const TYPES: &[&str] = &["string", "number", "bool", "list", "map"];
+
+/// How long a step may be taken from a checkpoint unless it says otherwise.
+pub(crate) const DAY: &str = "1 day";
 
 pub(crate) const EXTENDS: &str = "extends";
 pub(crate) const INCLUDE: &str = "include";
@@ -219,6 +224,13 @@ pub(crate) const STEP: &[Key] = &[
         Kind::Integer(0, 20),
         "0",
         "Attempts after a failure; only for provisioners that declare `idempotent`.",
+    ),
+    with_default(
+        "cache",
+        Kind::Caching,
+        DAY,
+        "How long a checkpoint after this step may be used instead of running it: a duration, since steps read the outside \
+         world. `false`: the step and all after it run in every bake.",
     ),
     optional("env", Kind::StringMap, "Environment of the provisioner."),
     optional("secrets", Kind::StringMap, "Environment from sensitive variables: `{ TOKEN = \"{{ token }}\" }`."),

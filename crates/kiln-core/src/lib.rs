@@ -4,6 +4,7 @@
 //! from the world reaches it through the [`facts::Facts`] trait.
 
 pub mod artifact;
+pub mod checkpoint;
 pub mod diagnostic;
 pub mod digest;
 pub mod duration;

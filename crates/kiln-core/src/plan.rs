@@ -152,8 +152,20 @@ pub struct Step {
     #[serde(serialize_with = "seconds")]
     pub timeout: Duration,
     pub retries: u32,
+    /// How long a checkpoint after this step may stand for running it.
+    pub cache: Caching,
     #[serde(skip)]
     pub manifest: Manifest,
+}
+
+/// Whether a step may be taken from a checkpoint instead of run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Caching {
+    /// It runs in every bake, and with it everything after it.
+    Never,
+    /// Until this long after it ran: it may have read the outside world.
+    For(#[serde(serialize_with = "seconds")] Duration),
 }
 
 /// A local file or directory that a step takes along.

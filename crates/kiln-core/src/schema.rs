@@ -75,6 +75,7 @@ fn kind(kind: &Kind) -> Json {
         Kind::Duration => {
             json!({ "type": "string", "pattern": r"\{\{|^\s*([0-9]+\s*[a-z]+\s*)+$", "examples": ["90s", "10 min"] })
         }
+        Kind::Caching => json!({ "anyOf": [{ "const": false }, self::kind(&Kind::Duration)] }),
         Kind::Size => {
             json!({ "type": "string", "pattern": r"\{\{|^[0-9]+\s*([KMGT]i)?B?$", "examples": ["512 MiB", "4 GiB"] })
         }

@@ -10,6 +10,7 @@ use crate::{
     duration,
     keys::{Key, Kind, Need},
     node::{At, Entry, Node, Report, Table, Value},
+    plan::Caching,
 };
 
 /// A table that was held against `keys`.
@@ -82,6 +83,15 @@ impl<'n> Section<'n> {
     pub(crate) fn duration(&self, name: &str) -> Option<Duration> {
         let parse = |text: &str| duration::parse(text).ok();
         self.parsed(name, |node| node.as_str().and_then(parse), parse)
+    }
+
+    /// `false` or a duration.
+    pub(crate) fn caching(&self, name: &str) -> Option<Caching> {
+        let read = |node: &Node| match node.value {
+            Value::Bool(false) => Some(Caching::Never),
+            _ => node.as_str().and_then(|text| duration::parse(text).ok()).map(Caching::For),
+        };
+        self.parsed(name, read, |text| duration::parse(text).ok().map(Caching::For))
     }
 
     pub(crate) fn size(&self, name: &str) -> Option<ByteSize> {
@@ -189,6 +199,11 @@ pub(crate) fn check_kind(report: &mut Report, node: &Node, kind: &'static Kind, 
         Kind::Duration => parse(report, node, &what, "a duration in quotes, for instance `\"10 min\"`", |text| {
             duration::parse(text).map(|_| ()).map_err(|error| error.to_string())
         }),
+        Kind::Caching => match node.value {
+            Value::Bool(false) => {}
+            Value::String(_) => check_kind(report, node, &Kind::Duration, name),
+            _ => wrong_kind(report, node, &what, "`false`, or a duration in quotes, for instance `\"7 days\"`"),
+        },
         Kind::Size => parse(report, node, &what, "a size in quotes, for instance `\"4 GiB\"`", |text| {
             text.parse::<ByteSize>().map(|_| ()).map_err(|error| error.to_string())
         }),

@@ -129,6 +129,7 @@ fn kind(kind: &Kind) -> String {
         Kind::Bool => "boolean".to_owned(),
         Kind::Integer(least, most) => format!("integer, {least} to {most}"),
         Kind::Duration => "duration".to_owned(),
+        Kind::Caching => "duration or `false`".to_owned(),
         Kind::Size => "size".to_owned(),
         Kind::Word(words) => words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", "),
         Kind::Words(words) => {

@@ -12,6 +12,7 @@ use serde_json::{Value as Json, json};
 
 use crate::{
     Digest,
+    digest::canonical,
     plan::{Builder, Check, Plan, Step},
 };
 
@@ -51,41 +52,4 @@ fn step(step: &Step) -> Json {
 
 fn check(check: &Check) -> Json {
     json!({ "kind": check.kind, "guest": check.on_guest, "artifact": check.on_artifact })
-}
-
-/// JSON without white space and with the keys of every object in byte order, whatever map type `serde_json` was built with.
-fn canonical(value: &Json) -> String {
-    let mut text = String::new();
-    write(value, &mut text);
-    text
-}
-
-fn write(value: &Json, text: &mut String) {
-    match value {
-        Json::Array(items) => {
-            text.push('[');
-            for (index, item) in items.iter().enumerate() {
-                if index > 0 {
-                    text.push(',');
-                }
-                write(item, text);
-            }
-            text.push(']');
-        }
-        Json::Object(map) => {
-            let mut entries: Vec<_> = map.iter().collect();
-            entries.sort_by_key(|(key, _)| key.as_str());
-            text.push('{');
-            for (index, (key, item)) in entries.into_iter().enumerate() {
-                if index > 0 {
-                    text.push(',');
-                }
-                text.push_str(&Json::from(key.as_str()).to_string());
-                text.push(':');
-                write(item, text);
-            }
-            text.push('}');
-        }
-        scalar => text.push_str(&scalar.to_string()),
-    }
 }

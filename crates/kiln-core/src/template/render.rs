@@ -1,16 +1,18 @@
 //! The readable text of a plan: what `kiln plan` prints and what the goldens hold.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use serde_json::Value as Json;
 
 use crate::{
     ByteSize, duration,
-    plan::{Base, Builder, Check, CheckKind, OutputFormat, Plan, Qcow2Source, Step, VersionSpec},
+    plan::{Base, Builder, Caching, Check, CheckKind, OutputFormat, Plan, Qcow2Source, Step, VersionSpec},
 };
 
 /// Longest value that is shown in full.
 const LONGEST: usize = 300;
+/// The default of `cache`, which is not shown.
+const DAY: Duration = Duration::from_hours(24);
 
 impl Plan {
     /// What a bake of this plan would do, in order. The same on every machine.
@@ -95,7 +97,12 @@ fn write_step(text: &mut String, step: &Step) -> std::fmt::Result {
     let reboots = if step.reboots { ", reboots" } else { "" };
     let retries = if step.retries > 0 { format!(", {} retries", step.retries) } else { String::new() };
     let limit = duration::format(step.timeout);
-    writeln!(text, "{:>3}. {}{named}{host}, at most {limit}{retries}{reboots}", step.number, line(&step.name))?;
+    let cache = match step.cache {
+        Caching::Never => ", never from a checkpoint".to_owned(),
+        Caching::For(age) if age == DAY => String::new(),
+        Caching::For(age) => format!(", from a checkpoint for {}", duration::format(age)),
+    };
+    writeln!(text, "{:>3}. {}{named}{host}, at most {limit}{retries}{reboots}{cache}", step.number, line(&step.name))?;
     if let Some(reason) = &step.skipped {
         writeln!(text, "     skipped: {}", line(reason))?;
     }

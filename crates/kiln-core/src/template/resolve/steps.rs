@@ -84,6 +84,7 @@ impl Steps<'_, '_> {
             secrets,
             timeout: section.duration("timeout").unwrap_or(Duration::from_secs(fact.manifest.timeout_seconds)),
             retries,
+            cache: section.caching("cache")?,
             manifest: fact.manifest,
         })
     }
