@@ -89,7 +89,7 @@ fn kill_9_in_any_phase_leaves_nothing() {
 fn kill_9_while_the_base_is_made_leaves_no_process() {
     let home = Home::new("kill-base");
     let mut command = home.command(&["build", TINY, "--json"]);
-    command.env("KILN_CACHE_DIR", home.path("cache"));
+    command.env("KILN_CACHE_DIR", home.path("own-cache"));
     let mut build = Build::spawn(command);
     build.wait_for("progress", "base");
     build.signal("KILL");

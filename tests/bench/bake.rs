@@ -43,8 +43,9 @@ pub(crate) fn run() {
     let template = work.path().join("template.toml");
     fs::write(&template, TEMPLATE).expect("write the template");
 
-    let tested = kiln(work.path(), "tested", &template, &[]);
-    let untested = kiln(work.path(), "untested", &template, &["--no-boot-test"]);
+    let tested = kiln(work.path(), "tested", &template, &["--checkpoints", "off"]);
+    let options = ["--no-boot-test", "--checkpoints", "off"];
+    let untested = kiln(work.path(), "untested", &template, &options);
     let theirs = packer_bake(work.path(), &base.disk);
     row("bake, sealed image boot-tested", tested, "packer 1.6.6 (no boot test)", theirs);
     row("bake, without the boot test", untested, "packer 1.6.6 (no boot test)", theirs);

@@ -78,6 +78,7 @@ fn artifact(file: File, disk: Digest) -> Artifact {
             provisioner_digest: Digest::of(b"nginx"),
             outcome: "ok".to_owned(),
             milliseconds: 41_200,
+            cached: None,
         }],
         checks: vec![CheckRecord {
             name: "http http://localhost/".to_owned(),

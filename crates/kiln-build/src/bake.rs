@@ -1,4 +1,4 @@
-//! The flow of a bake: base, boot, provision, checks, clean, shut down, seal, read the finished disk, boot-test it.
+//! The flow of a bake: base, boot or checkpoint, provision, checks, clean, shut down, seal, read the finished disk, boot-test it.
 //!
 //! One plain async function. Each phase hands a typed value to the next; what a phase acquires stands in the build's
 //! ledger first, and the guard releases it whatever becomes of this process.
@@ -10,7 +10,7 @@ use kiln_core::{
     ByteSize,
     artifact::{Artifact, FindingRecord},
     event::{CheckedOn, Event, Events, Phase},
-    plan::{Accelerator, Builder, Check, Plan},
+    plan::{Accelerator, Check, Plan},
 };
 use kiln_disk::{DiskFile, seal::Sealed};
 use kiln_io::{
@@ -25,19 +25,21 @@ use kiln_provision::Library;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    base::{self, BaseContext, DiskFormat},
     check::{CheckRun, run_checks},
-    qemu::{self, Calibration, CalibrationHost, VmHost, VmSpec},
+    checkpoint::Wish,
+    qemu::{self, LoginKeys, VmHost, VmSpec},
 };
 
 mod artifact;
+mod caching;
 mod error;
+mod ground;
 mod guest;
 mod journal;
 mod preflight;
 mod prove;
 
-use self::{artifact::Facts, journal::Journal, prove::QCOW2};
+use self::{artifact::Facts, caching::Caching, ground::Ground, journal::Journal, prove::QCOW2};
 pub use self::{artifact::UNPUBLISHED, error::BakeError};
 
 /// The artifact's directory in the build's.
@@ -58,6 +60,8 @@ pub struct BakeContext {
     pub accelerator: Option<Accelerator>,
     /// Boot the sealed artifact and run the checks on it.
     pub boot_test: bool,
+    /// Which checkpoints are used and taken, and whether the bake stops after a step.
+    pub checkpoints: Wish,
     /// Where the plan's provisioners are found.
     pub library: Arc<Library>,
 }
@@ -87,8 +91,16 @@ pub struct Baked {
     pub guard: Guard,
 }
 
+/// How a bake ended that did not fail.
+#[derive(Debug)]
+pub enum Ended {
+    Baked(Baked),
+    /// The step that was asked for is done and the machine waits for a person.
+    Held,
+}
+
 /// Bakes `plan`.
-pub async fn bake(plan: &Plan, context: &BakeContext) -> Result<Baked, BakeError> {
+pub async fn bake(plan: &Plan, context: &BakeContext) -> Result<Ended, BakeError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let mut journal = Journal::new(clock.as_ref(), context.events.as_ref());
     let ledger = Ledger::open(&context.dirs, &context.build)?;
@@ -102,7 +114,11 @@ pub async fn bake(plan: &Plan, context: &BakeContext) -> Result<Baked, BakeError
     preflight::check(plan, context)?;
     let guard = Guard::spawn(&context.kiln, &context.dirs, &context.build, &ledger).await?;
     match Box::pin(run(plan, context, &clock, &mut journal, &ledger, &guard)).await {
-        Ok(artifact) => Ok(Baked { artifact, directory: ledger.directory().join(ARTIFACT), guard }),
+        Ok(Some(artifact)) => Ok(Ended::Baked(Baked { artifact, directory: ledger.directory().join(ARTIFACT), guard })),
+        Ok(None) => {
+            guard.keep().await?;
+            Ok(Ended::Held)
+        }
         Err(Stopped { error, keep: true }) => {
             guard.keep().await?;
             Err(error)
@@ -130,7 +146,7 @@ impl<E: Into<BakeError>> From<E> for Stopped {
     }
 }
 
-/// Everything between the guard's start and the finished record.
+/// Everything between the guard's start and the finished record; `None` when the bake stops before its end as asked.
 async fn run(
     plan: &Plan,
     context: &BakeContext,
@@ -138,81 +154,15 @@ async fn run(
     journal: &mut Journal<'_>,
     ledger: &Ledger,
     guard: &Guard,
-) -> Result<Artifact, Stopped> {
-    let Builder::Qemu(machine) = &plan.builder;
+) -> Result<Option<Artifact>, Stopped> {
     let (dirs, events, cancel) = (&context.dirs, context.events.as_ref(), &context.cancel);
     let host = VmHost { dirs, guard, ledger, events, clock: clock.as_ref(), cancel };
+    let ground = Ground::prepare(plan, context, clock, journal).await?;
+    let Some((stopped, keys)) = provision(plan, context, &ground, journal, host).await? else { return Ok(None) };
 
-    let wanted = context.accelerator.unwrap_or(machine.accelerator);
-    let calibration_host = CalibrationHost::new(dirs, events, clock.as_ref(), cancel);
-    let calibration = async { qemu::calibrate(wanted, &calibration_host).await.map_err(BakeError::boot) };
-    let calibration = journal
-        .phase(Phase::Calibrate, "accelerator", calibration, |found| {
-            format!("{}: {}", found.accelerator.name(), found.reason)
-        })
-        .await?;
-
-    let checks = on_this_machine(&plan.checks, &calibration);
-    let base_context = BaseContext {
-        dirs: dirs.clone(),
-        events: Arc::clone(&context.events),
-        clock: Arc::clone(clock),
-        cancel: cancel.clone(),
-    };
-    let base = base::prepare(&plan.base, &base_context).await.map_err(BakeError::base)?;
-    if machine.disk.bytes() < base.size {
-        return Err(BakeError::DiskTooSmall { disk: machine.disk, base: ByteSize(base.size) }.into());
-    }
-
-    let spec = VmSpec {
-        name: "vm".to_owned(),
-        build: context.build.clone(),
-        disk: base.disk.clone(),
-        format: base.format,
-        size: machine.disk.bytes(),
-        login: base.login,
-        kernel: base.kernel.clone(),
-        machine: machine.clone(),
-        calibration: calibration.clone(),
-    };
-    let boot = async { qemu::boot(spec.clone(), host).await.map_err(BakeError::boot) };
-    let vm = journal.phase(Phase::Boot, &base.record.name, boot, |_| "the guest answers over SSH".to_owned()).await?;
-    let keys = vm.keys().clone();
-
-    let work = guest::Work {
-        plan,
-        checks: &checks,
-        context,
-        clock: clock.as_ref(),
-        guest: vm.guest(),
-        keys: &keys,
-        directory: ledger.directory(),
-    };
-    let done = tokio::select! {
-        done = work.run(journal) => done,
-        trouble = vm.watch() => Err(BakeError::Machine(Box::new(trouble))),
-    };
-    if let Err(error) = done {
-        // What a step sees of a machine that fails is a broken connection; the machine's own trouble says more.
-        let trouble = vm.trouble().filter(|_| !error.is_cancelled());
-        let error = trouble.map_or(error, |trouble| BakeError::Machine(Box::new(trouble)));
-        let keep = keeps(context, &error).await;
-        if keep {
-            vm.keep().map_err(BakeError::boot)?;
-        } else {
-            // Whatever cannot be ended here is the guard's to end.
-            let _ = vm.kill().await;
-        }
-        return Err(Stopped { error, keep });
-    }
-
-    let shutdown = async { vm.shutdown().await.map_err(BakeError::shutdown) };
-    let stopped = journal.phase(Phase::Shutdown, "", shutdown, |_| "powered off by itself".to_owned()).await?;
-    let base_file = match base.format {
-        DiskFormat::Raw => DiskFile::raw(&base.disk),
-        DiskFormat::Qcow2 => DiskFile::qcow2(&base.disk),
-    };
-    let layers = vec![DiskFile::qcow2(&stopped.disk), base_file];
+    // The machine's own overlay first, the base last.
+    let layers = std::iter::once(&stopped.disk).chain(stopped.layers.iter().rev()).map(DiskFile::qcow2);
+    let layers: Vec<_> = layers.chain([ground.base_file()]).collect();
     prove::clean_file_systems(layers.clone()).await?;
 
     let directory = ledger.directory().join(ARTIFACT);
@@ -228,16 +178,8 @@ async fn run(
     journal.findings = journal.phase(Phase::Hygiene, "the finished disk", reading, |found| in_words(found)).await?;
     let disk = artifact::disk(&sealed);
     if context.boot_test {
-        let spec = VmSpec {
-            name: "boot-test".to_owned(),
-            disk: directory.join(QCOW2),
-            format: DiskFormat::Qcow2,
-            size: sealed.size,
-            // By its own boot loader: that it boots anywhere is what is to be shown.
-            kernel: None,
-            ..spec
-        };
-        boot_test(&checks, context, journal, spec, host).await?;
+        let spec = ground.boot_test(directory.join(QCOW2), sealed.size);
+        boot_test(&ground.checks, context, journal, spec, host).await?;
     }
     context.events.emit(Event::Sealed {
         disk: disk.digest,
@@ -254,11 +196,57 @@ async fn run(
 
     let created = clock.wall().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
     let tools = BTreeMap::from([("qemu".to_owned(), process::version("qemu-system-x86_64").await?)]);
-    let facts = Facts { plan, context, base: &base, calibration: &calibration, disk, files, created };
+    let Ground { base, calibration, .. } = &ground;
+    let facts = Facts { plan, context, base, calibration, disk, files, created };
     let record = artifact::record(facts, journal, tools);
     let text = serde_json::to_vec_pretty(&record).map_err(BakeError::Record)?;
     fs::write_atomic(&directory.join("artifact.json"), &text, 0o644)?;
-    Ok(record)
+    Ok(Some(record))
+}
+
+/// From a machine, booted or come back from a checkpoint, to one that was provisioned, checked, cleaned and shut down.
+/// `None` when it stays for a person after the step that was asked for.
+async fn provision(
+    plan: &Plan,
+    context: &BakeContext,
+    ground: &Ground,
+    journal: &mut Journal<'_>,
+    host: VmHost<'_>,
+) -> Result<Option<(qemu::Stopped, LoginKeys)>, Stopped> {
+    let mut caching = Caching::begin(plan, context, host.clock, &ground.base, &ground.spec).await?;
+    let vm = caching.machine(&ground.spec, host, journal).await?;
+    let keys = vm.keys().clone();
+    let directory = host.ledger.directory();
+    let work = guest::Work { plan, checks: &ground.checks, context, clock: host.clock, host, directory };
+    let done = tokio::select! {
+        done = work.run(&vm, &mut caching, journal) => done,
+        trouble = vm.watch() => Err(BakeError::Machine(Box::new(trouble))),
+    };
+    // What was taken is for the next bake, also when this one failed.
+    caching.settle(host).await;
+    let reached = match done {
+        Ok(reached) => reached,
+        Err(error) => {
+            // What a step sees of a machine that fails is a broken connection; the machine's own trouble says more.
+            let trouble = vm.trouble().filter(|_| !error.is_cancelled());
+            let error = trouble.map_or(error, |trouble| BakeError::Machine(Box::new(trouble)));
+            let keep = keeps(context, &error).await;
+            if keep {
+                vm.keep().map_err(BakeError::boot)?;
+            } else {
+                // Whatever cannot be ended here is the guard's to end.
+                let _ = vm.kill().await;
+            }
+            return Err(Stopped { error, keep });
+        }
+    };
+    if reached == guest::Reached::Step {
+        vm.keep().map_err(BakeError::boot)?;
+        return Ok(None);
+    }
+    let shutdown = async { vm.shutdown().await.map_err(BakeError::shutdown) };
+    let stopped = journal.phase(Phase::Shutdown, "", shutdown, |_| "powered off by itself".to_owned()).await?;
+    Ok(Some((stopped, keys)))
 }
 
 /// Boots a throw-away overlay of the sealed disk through its own boot loader and runs the checks meant for it.
@@ -290,14 +278,10 @@ async fn boot_test(
     Ok(())
 }
 
-/// The checks, given as much more time as this machine is slower than the one their limits are meant for.
-fn on_this_machine(checks: &[Check], calibration: &Calibration) -> Vec<Check> {
-    checks.iter().map(|check| Check { within: calibration.scaled(check.within), ..check.clone() }).collect()
-}
-
-/// Deletes a machine's overlay.
+/// Deletes a machine's overlay with its directory.
 fn discard(ledger: &Ledger, stopped: &qemu::Stopped) -> Result<(), BakeError> {
-    std::fs::remove_file(&stopped.disk).map_err(fs::failed("remove", &stopped.disk, 0))?;
+    let directory = stopped.disk.parent().unwrap_or(&stopped.disk);
+    std::fs::remove_dir_all(directory).map_err(fs::failed("remove", directory, 0))?;
     Ok(ledger.release(&stopped.entry)?)
 }
 

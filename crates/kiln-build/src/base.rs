@@ -130,6 +130,14 @@ pub async fn prepare(base: &Base, context: &BaseContext) -> Result<PreparedBase,
     }
 }
 
+/// The base as the cache has it, without asking anybody: `None` when it is not there. A mirror may know a newer one.
+pub fn known(base: &Base, dirs: &Dirs) -> Option<PreparedBase> {
+    match base {
+        Base::Debian(debian) => debian::known(debian, dirs),
+        Base::Qcow2(qcow2) => qcow2::known(qcow2, dirs),
+    }
+}
+
 /// A shell script that gives the root file system the whole disk, to be run as root in the guest before anything else:
 /// the overlay of a bake is as large as the template asks for, the base is not. Quick where there is nothing to do.
 pub fn grow_script() -> &'static str {

@@ -5,6 +5,7 @@
 pub mod bake;
 pub mod base;
 pub mod check;
+pub mod checkpoint;
 pub mod clean;
 pub mod qemu;
 

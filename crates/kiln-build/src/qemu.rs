@@ -10,7 +10,9 @@ mod boot_sector;
 mod calibrate;
 mod console;
 mod error;
+mod freeze;
 mod login;
+mod memory;
 mod qmp;
 mod running;
 
@@ -20,14 +22,23 @@ use kiln_core::{
     event::Events,
     plan::{Login, QemuMachine},
 };
-use kiln_io::{dirs::Dirs, guard::Guard, keys::KeyPair, ledger::Ledger, time::Clock};
+use kiln_io::{
+    dirs::Dirs,
+    guard::Guard,
+    keys::KeyPair,
+    ledger::{EntryId, Ledger},
+    time::Clock,
+};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 pub use args::qemu_args;
 pub use boot::boot;
+pub(crate) use boot::{Saved, resume};
 pub use calibrate::{CalibrationHost, calibrate};
+pub(crate) use calibrate::{calibrated, processor_here};
 pub use error::{BootError, MachineError, ShutdownError};
+pub(crate) use freeze::{Frozen, NotFrozen};
 pub use running::{Running, Stopped};
 
 use crate::base::{DirectKernel, DiskFormat};
@@ -41,6 +52,10 @@ pub struct VmSpec {
     /// Never written to; the machine gets an overlay.
     pub disk: PathBuf,
     pub format: DiskFormat,
+    /// Overlays between `disk` and the machine's own, the lowest first; never written to either.
+    pub layers: Vec<PathBuf>,
+    /// Where the machine's own overlay is made, a directory in the ledger; `None`: in the build's, for itself.
+    pub overlay: Option<Place>,
     /// Virtual size of the overlay in bytes, at least that of `disk`.
     pub size: u64,
     pub login: Login,
@@ -48,6 +63,13 @@ pub struct VmSpec {
     pub kernel: Option<DirectKernel>,
     pub machine: QemuMachine,
     pub calibration: Calibration,
+}
+
+/// A directory for an overlay, and its entry in the build's ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub directory: PathBuf,
+    pub entry: EntryId,
 }
 
 /// The world as a machine needs it.

@@ -83,6 +83,9 @@ pub struct StepRecord {
     pub provisioner_digest: Digest,
     pub outcome: String,
     pub milliseconds: u64,
+    /// When it ran, seconds since 1970, if it was not run for this image but taken from a checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cached: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -50,6 +50,39 @@ pub enum Event {
         outcome: Outcome,
         milliseconds: u64,
     },
+    /// A step that is in the machine already, which came from a checkpoint.
+    StepCached {
+        number: usize,
+        name: String,
+        /// When it ran, seconds since 1970.
+        ran: u64,
+        /// What it took then.
+        milliseconds: u64,
+    },
+    /// The machine came back from a checkpoint. Step 0 is the boot.
+    CheckpointUsed {
+        number: usize,
+        name: String,
+        /// Seconds since 1970.
+        made: u64,
+        bytes: u64,
+        /// Milliseconds that the boot and the steps in it took when they ran.
+        saved: u64,
+    },
+    /// The first step that has to run, and why. Step 0 is the boot.
+    CheckpointMissed {
+        number: usize,
+        name: String,
+        reason: String,
+    },
+    /// A checkpoint was taken after this step.
+    CheckpointTaken {
+        number: usize,
+        name: String,
+        /// Milliseconds that the machine stood still.
+        pause: u64,
+        bytes: u64,
+    },
     CheckFinished {
         number: usize,
         name: String,
@@ -82,6 +115,13 @@ pub enum Event {
         registry: String,
         already: bool,
     },
+    /// The only event of a build that has nothing to do.
+    BuildSkipped {
+        image: ImageName,
+        version: Version,
+        disk: Digest,
+        reason: String,
+    },
     /// The bake failed. What was kept and what to do next stand in `left` and `hint`.
     BuildFailed {
         message: String,
@@ -103,6 +143,7 @@ pub enum Phase {
     Download,
     Base,
     Boot,
+    Resume,
     Provision,
     Upload,
     Check,

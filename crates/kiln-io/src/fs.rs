@@ -11,7 +11,7 @@ use std::{
 };
 
 pub use beneath::{resolve_beneath, resolve_within};
-pub use lock::Lock;
+pub use lock::{Lock, is_open_elsewhere};
 
 use crate::{error::FsError, random};
 

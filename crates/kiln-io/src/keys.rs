@@ -37,6 +37,14 @@ impl KeyPair {
         seed.fill(0);
         Ok(Self { private, public: PublicKey { blob } })
     }
+
+    /// A pair that was stored: the private file, and what [`PublicKey::line`] gave.
+    pub fn restore(private: Secret, line: &str) -> Result<Self, KeyError> {
+        let encoded = line.trim().strip_prefix(ALGORITHM).map(str::trim);
+        let encoded = encoded.ok_or_else(|| KeyError(format!("it does not begin with `{ALGORITHM}`")))?;
+        let blob = base64::decode_block(encoded).map_err(|error| KeyError(error.to_string()))?;
+        Ok(Self { private, public: PublicKey { blob } })
+    }
 }
 
 impl PublicKey {
@@ -101,6 +109,14 @@ fn wire(parts: &[&[u8]]) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::process::{Limits, Spec, run};
+
+    #[test]
+    fn a_stored_pair_comes_back_as_it_was() {
+        let pair = KeyPair::generate("kiln").unwrap();
+        let back = KeyPair::restore(pair.private.clone(), &format!("{}\n", pair.public.line())).unwrap();
+        assert_eq!(back.public, pair.public);
+        assert!(KeyPair::restore(pair.private, "ssh-rsa AAAA").is_err());
+    }
 
     /// OpenSSH's own program is the judge of the format.
     #[tokio::test]

@@ -73,6 +73,7 @@ pub async fn run_step(run: StepRun<'_>) -> Result<StepRecord, StepError> {
             provisioner_digest: step.provisioner_digest,
             outcome: shown.to_owned(),
             milliseconds,
+            cached: None,
         })
         .map_err(|fault| StepError {
             provisioner: step.provisioner.clone(),

@@ -58,6 +58,9 @@ pub(crate) enum Verb {
     Logs(Logs),
     /// Say what this machine lacks for baking, and install it
     Doctor(Doctor),
+    /// List, explain and remove checkpoints
+    #[command(subcommand)]
+    Cache(Cache),
     /// Release what interrupted builds left; with --cache, also old bases and downloads
     Clean(Clean),
     /// Print a completion script for a shell
@@ -119,6 +122,21 @@ pub(crate) struct Build {
     /// Do not boot the sealed image to test it; the artifact's record says so
     #[arg(long)]
     pub(crate) no_boot_test: bool,
+    /// Boot and run every step, whatever checkpoints there are; new ones are taken
+    #[arg(long)]
+    pub(crate) fresh: bool,
+    /// Run this step and all after it, a number or a name; what is before it may come from a checkpoint
+    #[arg(long, value_name = "STEP", conflicts_with = "fresh")]
+    pub(crate) fresh_from: Option<String>,
+    /// Stop after this step, a number or a name, and keep the machine for `kiln ssh`; nothing is published
+    #[arg(long, value_name = "STEP")]
+    pub(crate) until: Option<String>,
+    /// When checkpoints are taken: where they are worth their cost, after every step, or never (and none is used)
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Checkpoints::Auto)]
+    pub(crate) checkpoints: Checkpoints,
+    /// Bake even if nothing has changed since the published version was baked
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Install what this machine lacks first, as `kiln doctor --install --yes` does
     #[arg(long)]
     pub(crate) install: bool,
@@ -132,6 +150,13 @@ pub(crate) enum OnError {
     Keep,
     /// Ask; needs a terminal
     Ask,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Checkpoints {
+    Auto,
+    Every,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -400,7 +425,7 @@ pub(crate) struct Clean {
     /// Also release what was kept with --on-error keep
     #[arg(long)]
     pub(crate) kept: bool,
-    /// Also remove cached bases and downloads that no build used for a while
+    /// Also remove cached bases, downloads and checkpoints that no build used for a while
     #[arg(long)]
     pub(crate) cache: bool,
     /// What "a while" is, in days; 0 removes all of the cache
@@ -409,6 +434,36 @@ pub(crate) struct Clean {
     /// Say what would be done, and do nothing
     #[arg(long, action = ArgAction::SetTrue)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cache {
+    /// List the checkpoints: of what, how large, how old
+    List(CacheList),
+    /// Remove the checkpoints used longest ago until the rest fits
+    Prune(CachePrune),
+    /// Show for every step of a template whether it will run, why, and everything its key covers
+    Explain(CacheExplain),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CacheList {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CachePrune {
+    /// What may stay in all, such as `5 GiB`; 0 removes all that is not in use [default: kiln's own limit]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) to: Option<kiln_core::ByteSize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CacheExplain {
+    #[command(flatten)]
+    pub(crate) template: TemplateArguments,
 }
 
 #[derive(Debug, Args)]

@@ -37,7 +37,7 @@ fn run(verb: Verb) -> Outcome {
     match verb {
         Verb::Build(arguments) => in_runtime(verbs::build::run(arguments)),
         Verb::Validate(arguments) => verbs::validate::run(&arguments),
-        Verb::Plan(arguments) => verbs::plan::run(&arguments),
+        Verb::Plan(arguments) => in_runtime(verbs::plan::run(arguments)),
         Verb::Schema => verbs::schema::run(),
         Verb::Fmt(arguments) => verbs::fmt::run(&arguments),
         Verb::Images(arguments) => verbs::images::run(&arguments),
@@ -53,6 +53,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Ssh(arguments) => verbs::ssh::run(&arguments),
         Verb::Logs(arguments) => in_runtime(verbs::logs::run(arguments)),
         Verb::Doctor(arguments) => in_runtime(verbs::doctor::run(arguments)),
+        Verb::Cache(arguments) => in_runtime(verbs::cache::run(arguments)),
         Verb::Clean(arguments) => verbs::clean::run(&arguments),
         Verb::Completions(arguments) => verbs::completions::run(&arguments),
         Verb::Man(arguments) => verbs::man::run(&arguments),

@@ -89,6 +89,7 @@ pub(crate) const fn phase_name(phase: Phase) -> &'static str {
         Phase::Download => "download",
         Phase::Base => "base",
         Phase::Boot => "boot",
+        Phase::Resume => "resume",
         Phase::Provision => "provision",
         Phase::Upload => "upload",
         Phase::Check => "check",

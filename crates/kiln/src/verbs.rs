@@ -1,6 +1,7 @@
 //! One module for each verb.
 
 pub(crate) mod build;
+pub(crate) mod cache;
 pub(crate) mod channel;
 pub(crate) mod clean;
 pub(crate) mod completions;

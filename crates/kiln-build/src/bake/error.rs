@@ -12,6 +12,7 @@ use kiln_provision::error::StepError;
 use crate::{
     base::BaseError,
     check::CheckError,
+    checkpoint::CheckpointError,
     clean::CleanError,
     qemu::{BootError, MachineError, ShutdownError},
 };
@@ -29,6 +30,8 @@ pub enum BakeError {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Guard(#[from] GuardError),
+    #[error("working with a checkpoint failed")]
+    Checkpoint(#[source] Box<CheckpointError>),
     #[error("the base could not be made ready")]
     Base(#[source] Box<BaseError>),
     #[error("the disk of {disk} is smaller than its base, which has {base}")]
@@ -71,6 +74,15 @@ pub enum BakeError {
     Cancelled,
     #[error("{error} (not everything could be released: {})", left.join("; "))]
     Left { error: Box<BakeError>, left: Vec<String> },
+}
+
+impl From<CheckpointError> for BakeError {
+    fn from(error: CheckpointError) -> Self {
+        match error {
+            CheckpointError::Cancelled => Self::Cancelled,
+            error => Self::Checkpoint(Box::new(error)),
+        }
+    }
 }
 
 impl BakeError {

@@ -8,7 +8,7 @@ use std::{
 
 use kiln_core::{
     artifact::{CheckRecord, StepRecord},
-    event::{CheckedOn, Phase, Stream},
+    event::{CheckedOn, Event, Phase, Stream},
     plan::{Check, Plan},
 };
 use kiln_io::{
@@ -17,18 +17,27 @@ use kiln_io::{
 };
 use kiln_provision::{StepRun, run_step};
 
-use super::{BakeContext, BakeError, journal::Journal};
+use super::{BakeContext, BakeError, caching::Caching, journal::Journal};
 use crate::{
     base,
     check::{CheckRun, run_checks},
     clean::{self, Cleaning},
-    qemu::LoginKeys,
+    qemu::{LoginKeys, Running, VmHost},
 };
 
 /// Rewriting a partition table and growing an ext4 takes seconds.
 const GROWING: Duration = Duration::from_mins(5);
 /// Trimming an emulated disk of some ten GiB takes about a minute.
 const CLEANING: Duration = Duration::from_mins(10);
+
+/// How far the work in a guest came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reached {
+    /// Ready to be shut down and sealed.
+    End,
+    /// The step that was asked for; the machine waits for a person.
+    Step,
+}
 
 /// What happens in a guest needs all of this.
 #[derive(Debug)]
@@ -37,34 +46,62 @@ pub(super) struct Work<'a> {
     pub(super) checks: &'a [Check],
     pub(super) context: &'a BakeContext,
     pub(super) clock: &'a dyn Clock,
-    pub(super) guest: &'a dyn Guest,
-    pub(super) keys: &'a LoginKeys,
+    pub(super) host: VmHost<'a>,
     /// The build's own, for provisioners that run on this machine.
     pub(super) directory: &'a Path,
 }
 
 impl Work<'_> {
-    /// Runs everything of the plan that happens in the guest, cleaning last.
-    pub(super) async fn run(&self, journal: &mut Journal<'_>) -> Result<(), BakeError> {
-        grow(self.guest).await?;
-
+    /// Runs everything of the plan that happens in the guest, cleaning last; or the steps up to the one that is asked for.
+    pub(super) async fn run(
+        &self,
+        vm: &Running<'_>,
+        caching: &mut Caching<'_>,
+        journal: &mut Journal<'_>,
+    ) -> Result<Reached, BakeError> {
         let mut records = Vec::new();
-        let steps = self.steps(&mut records);
+        let steps = self.steps(vm, caching, &mut records);
         let done = journal.phase(Phase::Provision, &steps_in_words(self.plan), steps, |()| String::new()).await;
         journal.steps = records;
+        caching.settle(self.host).await;
         done?;
+        if self.context.checkpoints.until.is_some() {
+            return Ok(Reached::Step);
+        }
 
+        let guest: &dyn Guest = vm.guest();
         let passed = |passed: &Vec<CheckRecord>| format!("{} passed", passed.len());
-        let records = journal.phase(Phase::Check, "in the guest", self.check(), passed).await?;
+        let records = journal.phase(Phase::Check, "in the guest", self.check(guest), passed).await?;
         journal.checks.extend(records);
 
-        journal.phase(Phase::Clean, "identities, keys, logs, free space", self.clean(), |()| String::new()).await
+        let cleaning = self.clean(guest, vm.keys());
+        journal.phase(Phase::Clean, "identities, keys, logs, free space", cleaning, |()| String::new()).await?;
+        Ok(Reached::End)
     }
 
-    async fn steps(&self, records: &mut Vec<StepRecord>) -> Result<(), BakeError> {
-        for step in &self.plan.steps {
+    async fn steps(
+        &self,
+        vm: &Running<'_>,
+        caching: &mut Caching<'_>,
+        records: &mut Vec<StepRecord>,
+    ) -> Result<(), BakeError> {
+        if caching.booted {
+            caching.after(0, vm, self.host).await?;
+        }
+        let wanted = self.context.checkpoints.until.unwrap_or(usize::MAX);
+        for step in self.plan.steps.iter().take_while(|step| step.number <= wanted) {
+            if let Some((record, at)) = caching.cached(step.number) {
+                self.context.events.emit(Event::StepCached {
+                    number: step.number,
+                    name: step.name.clone(),
+                    ran: at,
+                    milliseconds: record.milliseconds,
+                });
+                records.push(StepRecord { name: step.name.clone(), cached: Some(at), ..record });
+                continue;
+            }
             let run = StepRun {
-                guest: self.guest,
+                guest: vm.guest(),
                 step,
                 total: self.plan.steps.len(),
                 library: &self.context.library,
@@ -74,14 +111,21 @@ impl Work<'_> {
                 cancel: &self.context.cancel,
                 work: self.directory,
             };
-            records.push(run_step(run).await.map_err(BakeError::step)?);
+            let start = self.clock.monotonic();
+            let record = run_step(run).await.map_err(BakeError::step)?;
+            if step.skipped.is_none() {
+                let took = self.clock.monotonic().saturating_sub(start);
+                caching.ran(step.number, Some(record.clone()), took);
+                caching.after(step.number, vm, self.host).await?;
+            }
+            records.push(record);
         }
         Ok(())
     }
 
-    async fn check(&self) -> Result<Vec<CheckRecord>, BakeError> {
+    async fn check(&self, guest: &dyn Guest) -> Result<Vec<CheckRecord>, BakeError> {
         let run = CheckRun {
-            guest: self.guest,
+            guest,
             on: CheckedOn::Guest,
             events: self.context.events.as_ref(),
             clock: self.clock,
@@ -90,14 +134,14 @@ impl Work<'_> {
         run_checks(run, self.checks).await.map_err(BakeError::check)
     }
 
-    async fn clean(&self) -> Result<(), BakeError> {
-        let cleaning = Cleaning { login_key: Some(self.keys.login.public.line()), host_name: None, timeout: CLEANING };
-        clean::clean(self.guest, &cleaning, &Quiet).await.map_err(BakeError::clean)
+    async fn clean(&self, guest: &dyn Guest, keys: &LoginKeys) -> Result<(), BakeError> {
+        let cleaning = Cleaning { login_key: Some(keys.login.public.line()), host_name: None, timeout: CLEANING };
+        clean::clean(guest, &cleaning, &Quiet).await.map_err(BakeError::clean)
     }
 }
 
 /// Gives the root file system the whole disk.
-async fn grow(guest: &dyn Guest) -> Result<(), BakeError> {
+pub(super) async fn grow(guest: &dyn Guest) -> Result<(), BakeError> {
     let said = Said::default();
     let exit = guest.run(&Command::new(base::grow_script(), GROWING), &said).await.map_err(BakeError::grow)?;
     if exit.success() { Ok(()) } else { Err(BakeError::GrowFailed { exit, output: said.text() }) }

@@ -10,6 +10,7 @@ use std::{
 
 use kiln_core::artifact::BaseRecord;
 use kiln_io::{
+    dirs::Dirs,
     error::FsError,
     fs::{Lock, create_private_dir, failed, write_atomic},
     random,
@@ -51,6 +52,11 @@ impl Cache {
         let directory = context.dirs.cache.join("bases");
         create_private_dir(&directory)?;
         Ok(Self { directory })
+    }
+
+    /// The cache without making anything.
+    pub(super) fn at(dirs: &Dirs) -> Self {
+        Self { directory: dirs.cache.join("bases") }
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

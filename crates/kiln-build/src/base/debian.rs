@@ -8,7 +8,7 @@ use kiln_core::{
     event::{Event, Phase, Unit},
     plan::{DebianBase, Login},
 };
-use kiln_io::{fs::require_space, process::version};
+use kiln_io::{dirs::Dirs, fs::require_space, process::version};
 use serde::Serialize;
 
 use super::{
@@ -66,19 +66,11 @@ pub(super) async fn prepare(base: &DebianBase, context: &BaseContext) -> Result<
     if !["bookworm", "trixie"].contains(&base.suite.as_str()) {
         return Err(BaseError::Suite { suite: base.suite.clone() });
     }
-    let sources = sources::lines(&base.suite, base.mirror.as_deref(), &HostSources::read(Path::new("/etc")));
+    let Wanted { sources, packages, inputs, prefix } = wanted(base);
     if let Some(message) = sources::without_security(&sources) {
         context.events.emit(Event::Warning { message });
     }
-    let mut packages: Vec<String> =
-        PACKAGES.iter().map(|name| (*name).to_owned()).chain(base.packages.clone()).collect();
-    packages.sort();
-    packages.dedup();
-    let scripts = bootstrap::scripts();
-    let inputs = Inputs { layout: LAYOUT, scripts, suite: &base.suite, sources: &sources, packages: &packages };
-    let inputs = Digest::of(&serde_json::to_vec(&inputs).unwrap_or_default());
     let cache = Cache::open(context)?;
-    let prefix = format!("{}-{}", base.suite, &inputs.hex()[..16]);
     let Release { state, time } = match release::now(&cache, &prefix, &base.suite, &sources, context).await {
         Ok(release) => release,
         Err(reason) => match cache.entries(&format!("{prefix}-")).into_iter().next() {
@@ -110,6 +102,34 @@ pub(super) async fn prepare(base: &DebianBase, context: &BaseContext) -> Result<
     let entry = cache.put(&name, &work, entry)?;
     cache.forget_all_but_the_newest(&format!("{prefix}-"), KEPT);
     Ok(prepared(&cache, &name, entry))
+}
+
+/// The newest base of these inputs that is in the cache.
+pub(super) fn known(base: &DebianBase, dirs: &Dirs) -> Option<PreparedBase> {
+    let cache = Cache::at(dirs);
+    let (name, entry) = cache.entries(&format!("{}-", wanted(base).prefix)).into_iter().next()?;
+    Some(prepared(&cache, &name, entry))
+}
+
+struct Wanted {
+    sources: Vec<String>,
+    packages: Vec<String>,
+    inputs: Digest,
+    /// Of the names in the cache.
+    prefix: String,
+}
+
+fn wanted(base: &DebianBase) -> Wanted {
+    let sources = sources::lines(&base.suite, base.mirror.as_deref(), &HostSources::read(Path::new("/etc")));
+    let mut packages: Vec<String> =
+        PACKAGES.iter().map(|name| (*name).to_owned()).chain(base.packages.clone()).collect();
+    packages.sort();
+    packages.dedup();
+    let scripts = bootstrap::scripts();
+    let inputs = Inputs { layout: LAYOUT, scripts, suite: &base.suite, sources: &sources, packages: &packages };
+    let inputs = Digest::of(&serde_json::to_vec(&inputs).unwrap_or_default());
+    let prefix = format!("{}-{}", base.suite, &inputs.hex()[..16]);
+    Wanted { sources, packages, inputs, prefix }
 }
 
 async fn build(

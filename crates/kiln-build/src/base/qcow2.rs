@@ -18,6 +18,7 @@ use kiln_disk::{
     qcow2::header::{Limits, inspect},
 };
 use kiln_io::{
+    dirs::Dirs,
     download::{self, Download, download},
     fs::{create_private_dir, failed},
     guest::Progress,
@@ -34,7 +35,11 @@ pub(super) async fn prepare(base: &Qcow2Base, context: &BaseContext) -> Result<P
         Qcow2Source::File { path, resolved, digest } => local(path, Path::new(resolved), *digest).await?,
         Qcow2Source::Url { url, digest } => remote(url, *digest, context).await?,
     };
-    Ok(PreparedBase {
+    Ok(prepared(base, disk, entry))
+}
+
+fn prepared(base: &Qcow2Base, disk: PathBuf, entry: Entry) -> PreparedBase {
+    PreparedBase {
         disk,
         format: DiskFormat::Qcow2,
         size: entry.size,
@@ -42,7 +47,22 @@ pub(super) async fn prepare(base: &Qcow2Base, context: &BaseContext) -> Result<P
         kernel: None,
         record: entry.record,
         tools: entry.tools,
-    })
+    }
+}
+
+/// The base if it is on this machine; a local file's digest is the plan's.
+pub(super) fn known(base: &Qcow2Base, dirs: &Dirs) -> Option<PreparedBase> {
+    match &base.source {
+        Qcow2Source::File { path, resolved, digest } => {
+            let size = approve(path, Path::new(resolved)).ok()?;
+            Some(prepared(base, PathBuf::from(resolved), entry(path, *digest, size, 0)))
+        }
+        Qcow2Source::Url { digest, .. } => {
+            let (cache, name) = (Cache::at(dirs), format!("qcow2-{}", digest.hex()));
+            let entry = cache.find(&name)?;
+            Some(prepared(base, cache.path(&name).join(&entry.disk), entry))
+        }
+    }
 }
 
 /// A file of the user's: used where it is. Its digest is compared on every bake; the header comes first, before anything

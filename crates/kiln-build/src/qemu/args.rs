@@ -2,10 +2,14 @@
 
 use std::{ffi::OsString, path::Path};
 
-use kiln_core::ByteSize;
+use kiln_core::{
+    ByteSize,
+    plan::{Login, QemuMachine},
+};
 use serde_json::{Value, json};
 
-use super::{Accel, VmSpec};
+use super::{Accel, Calibration, VmSpec};
+use crate::base::{DirectKernel, PreparedBase};
 
 /// Names of a machine's files within the build's directory, which QEMU runs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +75,53 @@ pub fn qemu_args(spec: &VmSpec, files: &Files) -> Vec<OsString> {
     args.0
 }
 
+impl VmSpec {
+    /// The machine of a bake, on a base.
+    pub fn on(base: &PreparedBase, machine: &QemuMachine, calibration: &Calibration, build: &str) -> Self {
+        Self {
+            name: "vm".to_owned(),
+            build: build.to_owned(),
+            disk: base.disk.clone(),
+            format: base.format,
+            layers: Vec::new(),
+            overlay: None,
+            size: machine.disk.bytes(),
+            login: base.login,
+            kernel: base.kernel.clone(),
+            machine: machine.clone(),
+            calibration: calibration.clone(),
+        }
+    }
+
+    /// The machine as QEMU is told, without the places of its files: two machines of one shape can take over from each
+    /// other.
+    pub(crate) fn shape(&self) -> String {
+        let credentials = self.login == Login::Credentials;
+        let spec = Self {
+            name: "vm".to_owned(),
+            build: String::new(),
+            disk: "base".into(),
+            layers: Vec::new(),
+            overlay: None,
+            kernel: self.kernel.clone().map(|kernel| DirectKernel {
+                kernel: "kernel".into(),
+                initrd: "initrd".into(),
+                ..kernel
+            }),
+            ..self.clone()
+        };
+        let files = Files {
+            overlay: "overlay".into(),
+            console: "console".into(),
+            qmp: "qmp".into(),
+            credentials: if credentials { vec!["0".into(), "1".into()] } else { Vec::new() },
+            seed: (!credentials).then(|| "seed".into()),
+        };
+        let args = qemu_args(&spec, &files);
+        args.iter().map(|arg| arg.to_string_lossy()).collect::<Vec<_>>().join("\n")
+    }
+}
+
 /// The argument that no other process has.
 pub(super) fn marker(build: &str, name: &str) -> String {
     format!("kiln-{build}-{name}")
@@ -87,15 +138,24 @@ fn disk(spec: &VmSpec, overlay: &str) -> Value {
     if spec.format == crate::base::DiskFormat::Qcow2 {
         backing["backing"] = Value::Null;
     }
+    for layer in &spec.layers {
+        backing = json!({"driver": "qcow2", "read-only": true, "file": file(layer, true), "backing": backing});
+    }
+    let mut disk = self::overlay("disk", overlay);
+    disk["backing"] = backing;
+    disk
+}
+
+/// What a machine writes to.
+pub(super) fn overlay(name: &str, file: &str) -> Value {
     json!({
-        "node-name": "disk",
+        "node-name": name,
         "driver": "qcow2",
         "discard": "unmap",
         "detect-zeroes": "unmap",
         // The overlay is worth nothing after a crash of the host, so nobody waits for its disk.
         "cache": {"direct": false, "no-flush": true},
-        "file": {"driver": "file", "filename": overlay, "discard": "unmap", "cache": {"direct": false, "no-flush": true}},
-        "backing": backing,
+        "file": {"driver": "file", "filename": file, "discard": "unmap", "cache": {"direct": false, "no-flush": true}},
     })
 }
 

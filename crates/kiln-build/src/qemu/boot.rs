@@ -1,6 +1,6 @@
 //! From a disk to a guest that answers over SSH, or to an error that says which stage failed.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Mutex, time::Duration};
 
 use kiln_core::plan::Login;
 use kiln_io::{
@@ -19,14 +19,18 @@ use super::{
     args::{Files, marker, qemu_args},
     console::{self, Scan},
     login::{self, LoginMaterial},
+    memory,
     qmp::Qmp,
-    running::{ANSWERS_WITHIN, how},
+    running::{ANSWERS_WITHIN, Disk, how},
 };
+use crate::checkpoint::{CheckpointError, Stored};
 
 /// The emulator.
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 /// One attempt to connect and log in, on the reference machine.
 const ATTEMPT: Duration = Duration::from_secs(15);
+/// A guest that was saved while it answered needs no boot.
+const COMES_BACK_WITHIN: Duration = Duration::from_mins(1);
 /// A guest that resets itself this often while it boots is in a loop.
 const BOOT_LOOP: u32 = 3;
 /// How often the machine is looked after while it boots.
@@ -36,19 +40,109 @@ const WATCH: Duration = Duration::from_millis(500);
 pub async fn boot(spec: VmSpec, host: VmHost<'_>) -> Result<Running<'_>, BootError> {
     let material = login::prepare(host.ledger, &spec.name, &spec.build, spec.login)?;
     let (files, overlay_entry) = files(&spec, &host, &material).await?;
-    let qmp = match start(&spec, &host, &files).await {
+    let qmp = match start(&spec, &host, &files, false).await {
         Ok(qmp) => qmp,
         Err(error) => return Err(abandon(&spec, &host, error).await),
     };
-    match reach(&spec, &host, &qmp, &files, &material).await {
+    let limit = spec.calibration.scaled(spec.machine.boot_timeout);
+    up(spec, host, material, files, overlay_entry, qmp, limit).await
+}
+
+/// What a machine comes back from.
+#[derive(Debug)]
+pub(crate) struct Saved<'a> {
+    pub(crate) keys: LoginKeys,
+    /// The build whose seed the guest knows.
+    pub(crate) origin: &'a str,
+    pub(crate) memory: &'a Path,
+    pub(crate) stored: Stored,
+    /// Disks are verified while the memory is on its way.
+    pub(crate) verified: tokio::task::JoinHandle<Result<(), CheckpointError>>,
+    pub(crate) boot_id: &'a str,
+    pub(crate) nonce: &'a str,
+}
+
+/// Brings a machine back as it was when it was saved, and proves that it is the same. On an error it is gone.
+pub(crate) async fn resume<'h>(
+    spec: VmSpec,
+    host: VmHost<'h>,
+    saved: Saved<'_>,
+) -> Result<Running<'h>, CheckpointError> {
+    let up = async {
+        let material = login::restore(host.ledger, &spec.name, saved.origin, spec.login, saved.keys)?;
+        let (files, entry) = files(&spec, &host, &material).await?;
+        let qmp = start(&spec, &host, &files, true).await?;
+        Ok::<_, BootError>((material, files, entry, qmp))
+    };
+    let (material, files, entry, qmp) = match up.await {
+        Ok(up) => up,
+        Err(error) => return Err(not_up(abandon(&spec, &host, error).await)),
+    };
+    let moved = async {
+        host.ledger.acquire_file("memory socket", &host.ledger.directory().join(format!("{}.memory", spec.name)))?;
+        memory::load(&qmp, &host, &format!("{}.memory", spec.name), saved.memory, saved.stored).await?;
+        let verified = saved.verified.await;
+        verified.unwrap_or_else(|_| Err(CheckpointError::Qemu("verifying its disks was ended".into())))?;
+        let limit = spec.calibration.scaled(ANSWERS_WITHIN);
+        qmp.execute("cont", json!({}), limit).await.map(|_| ()).map_err(CheckpointError::Qemu)
+    };
+    if let Err(error) = moved.await {
+        let _ = host.guard.kill(&spec.name).await;
+        return Err(error);
+    }
+    let limit = spec.calibration.scaled(COMES_BACK_WITHIN);
+    let running = up_again(spec, host, material, files, entry, qmp, limit).await?;
+    match running.wake(saved.boot_id, saved.nonce).await {
+        Ok(()) => Ok(running),
+        Err(error) => {
+            let _ = running.kill().await;
+            Err(error)
+        }
+    }
+}
+
+async fn up_again(
+    spec: VmSpec,
+    host: VmHost<'_>,
+    material: LoginMaterial,
+    files: Files,
+    entry: EntryId,
+    qmp: Qmp,
+    limit: Duration,
+) -> Result<Running<'_>, CheckpointError> {
+    up(spec, host, material, files, entry, qmp, limit).await.map_err(not_up)
+}
+
+fn not_up(error: BootError) -> CheckpointError {
+    match error {
+        BootError::Cancelled => CheckpointError::Cancelled,
+        BootError::HostDisk { .. } => CheckpointError::NoRoom,
+        error => CheckpointError::Boot(error.to_string()),
+    }
+}
+
+/// A machine that runs, once it answers over SSH.
+async fn up(
+    spec: VmSpec,
+    host: VmHost<'_>,
+    material: LoginMaterial,
+    files: Files,
+    overlay_entry: EntryId,
+    qmp: Qmp,
+    limit: Duration,
+) -> Result<Running<'_>, BootError> {
+    match reach(&spec, &host, &qmp, &files, &material, limit).await {
         Ok(guest) => Ok(Running {
-            overlay: host.ledger.directory().join(&files.overlay),
+            disk: Mutex::new(Disk {
+                overlay: host.ledger.directory().join(&files.overlay),
+                entry: overlay_entry,
+                frozen: Vec::new(),
+            }),
             console: host.ledger.directory().join(&files.console),
             spec,
             host,
             guest,
             qmp,
-            overlay_entry,
             keys: LoginKeys { login: material.login, host: material.host },
         }),
         Err(error) => Err(abandon(&spec, &host, error).await),
@@ -68,18 +162,30 @@ async fn files(spec: &VmSpec, host: &VmHost<'_>, material: &LoginMaterial) -> Re
     let directory = host.ledger.directory();
     let name = |kind: &str| format!("{}.{kind}", spec.name);
     let files = Files {
-        overlay: name("qcow2"),
+        overlay: match &spec.overlay {
+            // Absolute: joined to the build's directory it stays what it is.
+            Some(place) => place.directory.join(crate::checkpoint::DISK).display().to_string(),
+            None => name("qcow2"),
+        },
         console: name("console"),
         qmp: name("qmp"),
         credentials: material.credentials.clone(),
         seed: material.seed.clone(),
     };
-    let entry = host.ledger.acquire_file("overlay", &directory.join(&files.overlay))?;
+    let overlay = directory.join(&files.overlay);
+    let entry = match &spec.overlay {
+        Some(place) => place.entry.clone(),
+        None => host.ledger.acquire_file("overlay", &overlay)?,
+    };
     host.ledger.acquire_file("control socket", &directory.join(&files.qmp))?;
+    let (below, format) = match spec.layers.last() {
+        Some(layer) => (layer, "qcow2"),
+        None => (&spec.disk, spec.format.driver()),
+    };
     let spec = Spec::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "-F", spec.format.driver(), "-b"])
-        .arg(&spec.disk)
-        .arg(directory.join(&files.overlay))
+        .args(["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "-F", format, "-b"])
+        .arg(below)
+        .arg(&overlay)
         .arg(spec.size.to_string());
     let limits = Limits { deadline: Some(Duration::from_mins(1)), cancel: host.cancel.clone() };
     process::run(&spec, &limits, &mut |_, _| {}).await?;
@@ -87,10 +193,13 @@ async fn files(spec: &VmSpec, host: &VmHost<'_>, material: &LoginMaterial) -> Re
 }
 
 /// Starts QEMU under the guard and shakes hands with it.
-async fn start(spec: &VmSpec, host: &VmHost<'_>, files: &Files) -> Result<Qmp, BootError> {
+async fn start(spec: &VmSpec, host: &VmHost<'_>, files: &Files, incoming: bool) -> Result<Qmp, BootError> {
     let directory = host.ledger.directory();
     let output = directory.join(format!("{}.log", spec.name));
-    let args = qemu_args(spec, files);
+    let mut args = qemu_args(spec, files);
+    if incoming {
+        args.extend(["-incoming".into(), "defer".into()]);
+    }
     let command = Spec::new(QEMU).args(args.clone()).to_string();
     let program = Program {
         name: spec.name.clone(),
@@ -124,6 +233,7 @@ async fn reach(
     qmp: &Qmp,
     files: &Files,
     material: &LoginMaterial,
+    limit: Duration,
 ) -> Result<SshGuest, BootError> {
     let answers = spec.calibration.scaled(ANSWERS_WITHIN);
     let port = qmp.ssh_port(answers).await.map_err(|reason| BootError::Qmp { reason })?;
@@ -144,12 +254,17 @@ async fn reach(
     tokio::select! {
         biased;
         trouble = watch(spec, host, qmp, &console) => Err(trouble),
-        guest = connect(spec, host, &target, &console) => guest,
+        guest = connect(spec, host, &target, &console, limit) => guest,
     }
 }
 
-async fn connect(spec: &VmSpec, host: &VmHost<'_>, target: &Target, console: &Path) -> Result<SshGuest, BootError> {
-    let limit = spec.calibration.scaled(spec.machine.boot_timeout);
+async fn connect(
+    spec: &VmSpec,
+    host: &VmHost<'_>,
+    target: &Target,
+    console: &Path,
+    limit: Duration,
+) -> Result<SshGuest, BootError> {
     let policy = Policy { first: Duration::from_millis(100), max: Duration::from_millis(250), deadline: limit };
     let connected = poll_until(host.clock, policy, host.cancel, || async {
         match SshGuest::connect(target.clone(), host.cancel.clone()).await {

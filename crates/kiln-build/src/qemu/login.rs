@@ -9,7 +9,7 @@ use kiln_core::{Secret, plan::Login};
 use kiln_disk::fat::{self, NewFat};
 use kiln_io::{fs, keys::KeyPair, ledger::Ledger};
 
-use super::BootError;
+use super::{BootError, LoginKeys};
 
 /// The account kiln works as.
 pub(super) const USER: &str = "root";
@@ -30,10 +30,22 @@ pub(super) struct LoginMaterial {
 
 /// Makes keys and files; each file stands in the ledger before it exists.
 pub(super) fn prepare(ledger: &Ledger, name: &str, build: &str, login: Login) -> Result<LoginMaterial, BootError> {
+    let keys = LoginKeys { login: KeyPair::generate("kiln")?, host: KeyPair::generate("")? };
+    restore(ledger, name, build, login, keys)
+}
+
+/// The same files for keys that a guest knows already.
+pub(super) fn restore(
+    ledger: &Ledger,
+    name: &str,
+    build: &str,
+    login: Login,
+    keys: LoginKeys,
+) -> Result<LoginMaterial, BootError> {
     let directory = ledger.directory();
     let material = LoginMaterial {
-        login: KeyPair::generate("kiln")?,
-        host: KeyPair::generate("")?,
+        login: keys.login,
+        host: keys.host,
         key_file: directory.join(format!("{name}.key")),
         known_hosts: directory.join(format!("{name}.known_hosts")),
         credentials: Vec::new(),

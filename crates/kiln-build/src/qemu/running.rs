@@ -3,7 +3,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::PoisonError,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -26,17 +26,28 @@ pub struct Running<'a> {
     pub(super) host: VmHost<'a>,
     pub(super) guest: SshGuest,
     pub(super) qmp: Qmp,
-    pub(super) overlay: PathBuf,
-    pub(super) overlay_entry: EntryId,
+    pub(super) disk: Mutex<Disk>,
     pub(super) console: PathBuf,
     pub(super) keys: LoginKeys,
+}
+
+/// What a machine writes to, and what it wrote to before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Disk {
+    pub(super) overlay: PathBuf,
+    /// In the build's ledger.
+    pub(super) entry: EntryId,
+    /// Overlays that became checkpoints while it ran, the lowest first.
+    pub(super) frozen: Vec<PathBuf>,
 }
 
 /// The disk of a machine that went down by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stopped {
-    /// A qcow2 overlay over the base.
+    /// A qcow2 overlay over the base and the layers.
     pub disk: PathBuf,
+    /// What lies between it and the base, the lowest first.
+    pub layers: Vec<PathBuf>,
     /// Its entry in the build's ledger.
     pub entry: EntryId,
 }
@@ -63,8 +74,12 @@ impl Running<'_> {
     }
 
     /// The overlay. Not to be read while the machine runs.
-    pub fn disk(&self) -> &Path {
-        &self.overlay
+    pub fn disk(&self) -> PathBuf {
+        self.layers().overlay
+    }
+
+    pub(super) fn layers(&self) -> Disk {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The serial console's file.
@@ -130,7 +145,9 @@ impl Running<'_> {
             // The error already says that the machine is gone; the guard reports what it could not end.
             let _ = self.host.guard.kill(&self.spec.name).await;
         }
-        result.map(|()| Stopped { disk: self.overlay.clone(), entry: self.overlay_entry.clone() })
+        let Disk { overlay, entry, frozen } = self.layers();
+        let layers = self.spec.layers.iter().cloned().chain(frozen).collect();
+        result.map(|()| Stopped { disk: overlay, layers, entry })
     }
 
     async fn power_off(&self, limit: Duration) -> Result<(), ShutdownError> {

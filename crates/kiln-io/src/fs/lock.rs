@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, fcntl_lock, flock};
 
 use super::failed;
 use crate::error::FsError;
@@ -38,9 +38,31 @@ impl Lock {
         Ok(Self { _file: file, path })
     }
 
+    /// Shares `<directory>/.lock` with other readers; whoever wants it alone is refused meanwhile.
+    pub fn share(directory: &Path) -> Result<Self, FsError> {
+        let path = directory.join(".lock");
+        let opened = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let file = opened.map_err(failed("open the lock", &path, 0))?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Self { _file: file, path }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(FsError::Locked { path: directory.to_owned(), holder: "another kiln".to_owned() })
+            }
+            Err(error) => Err(failed("lock", &path, 0)(error.into())),
+        }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Whether another process holds a record lock on a file, as QEMU does on every image it has open.
+pub fn is_open_elsewhere(path: &Path) -> bool {
+    let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return false };
+    let taken = fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive);
+    // Dropping the file gives the lock back.
+    taken.is_err()
 }
 
 #[cfg(test)]
@@ -55,5 +77,16 @@ mod tests {
         assert!(error.to_string().ends_with("is in use by build b-1"), "{error}");
         drop(first);
         Lock::take(directory.path(), "build b-2").unwrap();
+    }
+
+    #[test]
+    fn readers_share_and_keep_out_who_wants_it_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let readers = [Lock::share(directory.path()).unwrap(), Lock::share(directory.path()).unwrap()];
+        assert!(matches!(Lock::take(directory.path(), "me"), Err(FsError::Locked { .. })));
+        drop(readers);
+        let alone = Lock::take(directory.path(), "me").unwrap();
+        assert!(matches!(Lock::share(directory.path()), Err(FsError::Locked { .. })));
+        drop(alone);
     }
 }

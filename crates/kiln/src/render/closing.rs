@@ -16,6 +16,10 @@ pub(crate) struct Timeline {
     rows: Vec<Row>,
     /// Steps of the provisioning that has not finished yet.
     steps: Vec<Row>,
+    /// Steps that a checkpoint had in it, and what they took when they ran.
+    cached: Vec<(String, u64)>,
+    /// What a checkpoint saved: its boot and its steps.
+    saved: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -36,6 +40,10 @@ impl Timeline {
                     step: true,
                 });
             }
+            Event::StepCached { number, name, milliseconds, .. } => {
+                self.cached.push((format!("{number} {}", visible(name)), *milliseconds));
+            }
+            Event::CheckpointUsed { saved, .. } => self.saved = *saved,
             Event::PhaseFinished { phase, milliseconds, .. } => {
                 self.rows.push(Row { label: phase_name(*phase).to_owned(), milliseconds: *milliseconds, step: false });
                 if *phase == Phase::Provision {
@@ -75,6 +83,12 @@ impl Timeline {
             lines.push(line("the rest", rest, true));
         }
         lines.push(line("in all", total, false));
+        if self.saved > 0 {
+            let steps: Vec<_> =
+                self.cached.iter().map(|(label, took)| format!("{label} ({})", duration(*took))).collect();
+            let steps = if steps.is_empty() { "the boot".to_owned() } else { steps.join(", ") };
+            lines.push(format!("a checkpoint saved {}: {steps}", duration(self.saved)));
+        }
         lines
     }
 }

@@ -88,7 +88,25 @@ mod tests {
             Some(Event::Output { .. }) => {
                 Event::StepFinished { number: 1, name: text("web server"), outcome: Outcome::Ok, milliseconds: 41_200 }
             }
-            Some(Event::StepFinished { .. }) => Event::CheckFinished {
+            Some(Event::StepFinished { .. }) => {
+                Event::StepCached { number: 1, name: text("web server"), ran: 1_795_260_000, milliseconds: 41_200 }
+            }
+            Some(Event::StepCached { .. }) => Event::CheckpointUsed {
+                number: 1,
+                name: text("web server"),
+                made: 1_795_260_001,
+                bytes: 168_000_000,
+                saved: 57_300,
+            },
+            Some(Event::CheckpointUsed { .. }) => Event::CheckpointMissed {
+                number: 2,
+                name: text("files"),
+                reason: text("option `content` differs: hello -> hullo"),
+            },
+            Some(Event::CheckpointMissed { .. }) => {
+                Event::CheckpointTaken { number: 2, name: text("files"), pause: 900, bytes: 168_000_000 }
+            }
+            Some(Event::CheckpointTaken { .. }) => Event::CheckFinished {
                 number: 1,
                 name: text("http http://localhost/"),
                 on: CheckedOn::Artifact,
@@ -116,7 +134,13 @@ mod tests {
                 registry: text("/home/ada/.local/share/kiln/registry"),
                 already: false,
             },
-            Some(Event::Published { .. }) => Event::BuildFailed {
+            Some(Event::Published { .. }) => Event::BuildSkipped {
+                image: "web".parse().unwrap(),
+                version: "2026.11.21.1".parse().unwrap(),
+                disk,
+                reason: text("nothing it is made from has changed since it was baked 3 h ago"),
+            },
+            Some(Event::BuildSkipped { .. }) => Event::BuildFailed {
                 message: text("provisioner `nginx` failed at step 1 of 2"),
                 causes: vec![text("`apt-get install -y nginx` exited with status 100")],
                 hint: Some(text("rerun with `--on-error keep` and look inside with `kiln ssh`")),

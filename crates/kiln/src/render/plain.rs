@@ -150,6 +150,28 @@ pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
                 Outcome::Failed => format!("step {number}/{steps} {name}: FAILED after {}", duration(*milliseconds)),
             }
         }
+        Event::StepCached { number, name, milliseconds, .. } => {
+            format!(
+                "step {number}/{steps} {}: from the checkpoint, took {} when it ran",
+                visible(name),
+                duration(*milliseconds)
+            )
+        }
+        Event::CheckpointUsed { number, name, bytes, saved, .. } => format!(
+            "came back from the checkpoint after {}: {}, saves {}",
+            after(*number, name),
+            kiln_core::ByteSize(*bytes).approximate(),
+            duration(*saved)
+        ),
+        Event::CheckpointMissed { number, name, reason } => {
+            format!("{} has to run: {}", after(*number, name), visible(reason))
+        }
+        Event::CheckpointTaken { number, name, pause, bytes } => format!(
+            "checkpoint after {}: {}, the machine stood still for {}",
+            after(*number, name),
+            kiln_core::ByteSize(*bytes).approximate(),
+            duration(*pause)
+        ),
         Event::CheckFinished { name, on, passed, evidence, milliseconds, .. } => {
             let on = match on {
                 CheckedOn::Guest => "guest",
@@ -174,6 +196,7 @@ pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
             let how = if *already { "was already published" } else { "published" };
             format!("{image} {version} {how}: disk {}, registry {}", disk.short(), visible(registry))
         }
+        Event::BuildSkipped { image, version, reason, .. } => format!("{image} {version} is up to date: {reason}"),
         Event::BuildFailed { message, causes, .. } => {
             let chain: Vec<_> = std::iter::once(message).chain(causes).map(|text| visible(text)).collect();
             format!("build failed: {}", chain.join(": "))
@@ -183,6 +206,11 @@ pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
         }
         Event::Output { .. } | Event::Progress { .. } => return None,
     })
+}
+
+/// `step 3 packages`, `the boot`.
+pub(crate) fn after(number: usize, name: &str) -> String {
+    if number == 0 { "the boot".to_owned() } else { format!("step {number} {}", visible(name)) }
 }
 
 #[cfg(test)]

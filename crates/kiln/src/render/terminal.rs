@@ -210,6 +210,22 @@ impl Terminal {
             Event::StepFinished { number, name, outcome, milliseconds } => {
                 self.finish_step(*number, name, *outcome, *milliseconds);
             }
+            Event::StepCached { number, name, milliseconds, .. } => {
+                let label = format!("{number}/{} {}", self.steps, visible(name));
+                let about = format!("from the checkpoint; took {} when it ran", duration(*milliseconds));
+                self.print_finished(&self.palette.good("="), &label, &about, None);
+            }
+            // The resume was a phase; what is in it is told step by step.
+            Event::CheckpointUsed { .. } => {}
+            Event::CheckpointMissed { number, name, reason } => {
+                let about = format!("{} has to run: {}", super::plain::after(*number, name), visible(reason));
+                self.print(&format!("  {}", self.palette.faint(&about)));
+            }
+            Event::CheckpointTaken { bytes, pause, .. } => {
+                let about =
+                    format!("checkpoint: {}, stood still for {}", ByteSize(*bytes).approximate(), duration(*pause));
+                self.print(&format!("  {}", self.palette.faint(&about)));
+            }
             Event::CheckFinished { name, on, passed, evidence, milliseconds, .. } => {
                 let on = if *on == CheckedOn::Guest { "on the guest" } else { "on the sealed image" };
                 let label = format!("  {}", visible(name));
@@ -247,6 +263,11 @@ impl Terminal {
                     &format!("{image} {version}, disk {}", disk.short()),
                     None,
                 );
+            }
+            Event::BuildSkipped { image, version, reason, .. } => {
+                for line in wrapped(&format!("{image} {version} is up to date: {reason}"), width()) {
+                    self.print(&line);
+                }
             }
             // The failure itself is printed when everything is released.
             Event::BuildFailed { .. } => self.stop(),

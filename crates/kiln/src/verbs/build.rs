@@ -2,6 +2,8 @@
 
 mod ask;
 mod place;
+mod skip;
+mod wish;
 
 use std::{
     env,
@@ -12,7 +14,7 @@ use std::{
     },
 };
 
-use kiln_build::bake::{BakeContext, BakeError, Baked, OnError, bake};
+use kiln_build::bake::{BakeContext, BakeError, Baked, Ended, OnError, bake};
 use kiln_core::{
     event::{Event, Events as _},
     plan::{Accelerator, Plan},
@@ -52,6 +54,8 @@ struct Session {
 /// How the bake of one member ended.
 enum Member {
     Done,
+    /// Its machine waits after the step that was asked for.
+    Held,
     Failed,
     Interrupted,
 }
@@ -63,6 +67,7 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
         );
     }
     let Planned { plans, library } = templates::resolve(&arguments.template)?;
+    wish::check(&arguments, &plans)?;
     let dirs = surroundings::dirs()?;
     let registry = if arguments.no_publish { None } else { Some(surroundings::registry(&arguments.registry)?) };
     if let Some(registry) = &registry {
@@ -81,8 +86,12 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
         Session { arguments, dirs, registry, interruption: Interruption::listen()?, library: Arc::new(library), kiln };
     let (mut done, mut failed) = (0, 0);
     for plan in &plans {
+        if session.nothing_to_do(plan).await? {
+            done += 1;
+            continue;
+        }
         match session.member(plan).await? {
-            Member::Done => done += 1,
+            Member::Done | Member::Held => done += 1,
             Member::Failed => failed += 1,
             Member::Interrupted => return Ok(Exit::Interrupted),
         }
@@ -131,7 +140,7 @@ impl Session {
             None => result,
         };
         match result {
-            Ok(()) => Ok(Member::Done),
+            Ok(member) => Ok(member),
             Err(failure) => {
                 let mut failure = if self.interruption.happened() { interrupted(&build) } else { failure };
                 if self.kept(&build) {
@@ -172,7 +181,7 @@ impl Session {
         events: &Arc<Broadcast>,
         cancel: CancellationToken,
         told: &Arc<AtomicBool>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Member, Failure> {
         let context = BakeContext {
             dirs: self.dirs.clone(),
             build: build.to_owned(),
@@ -191,6 +200,7 @@ impl Session {
             kiln: self.kiln.clone(),
             accelerator: self.arguments.accelerator.map(accelerator),
             boot_test: !self.arguments.no_boot_test,
+            checkpoints: wish::wish(&self.arguments, plan),
             library: self.library.clone(),
         };
         // In a task of its own, so that a panic in there becomes a failure out here.
@@ -199,25 +209,35 @@ impl Session {
             tokio::spawn(async move { Box::pin(bake(&plan, &context)).await })
         };
         let Baked { artifact, directory, guard } = match baking.await {
-            Ok(baked) => baked.map_err(|error| from_bake(&error))?,
+            Ok(ended) => match ended.map_err(|error| from_bake(&error))? {
+                Ended::Baked(baked) => baked,
+                Ended::Held => return Ok(self.held_for_a_person(build, events)),
+            },
             Err(_) => return Err(Failure::new("kiln itself failed; what it held is released")),
         };
         let placed = self.place(plan, &artifact, &directory, events).await;
+        if let Ok(placed) = &placed {
+            self.remember(plan, placed, events).await;
+        }
         let released = guard.close().await.map_err(|error| Failure::of(&error));
-        let said = placed?;
+        let said = placed?.said;
         let left = released?.failed;
         if !left.is_empty() {
             events.emit(Event::Warning { message: format!("not everything could be released: {}", left.join("; ")) });
         }
-        events.emit(Event::BuildFinished {
-            build: build.to_owned(),
-            milliseconds: u64::try_from(events.elapsed().as_millis()).unwrap_or(u64::MAX),
-        });
-        events.rest();
+        finished(build, events);
         for line in &said {
             output::talk(line);
         }
-        Ok(())
+        Ok(Member::Done)
+    }
+
+    fn held_for_a_person(&self, build: &str, events: &Broadcast) -> Member {
+        finished(build, events);
+        let until = self.arguments.until.as_deref().unwrap_or_default();
+        output::talk(&format!("stopped after step `{until}`; nothing was sealed or published"));
+        output::talk(&format!("  kiln ssh {build}\n  kiln clean {build}"));
+        Member::Held
     }
 
     /// Says at the first signal that the build stops; returns when there is no more waiting for it.
@@ -268,6 +288,14 @@ impl Session {
     fn left(&self, build: &str) -> Vec<String> {
         self.report(build).into_iter().flat_map(|report| report.found).map(|outstanding| outstanding.what).collect()
     }
+}
+
+fn finished(build: &str, events: &Broadcast) {
+    events.emit(Event::BuildFinished {
+        build: build.to_owned(),
+        milliseconds: u64::try_from(events.elapsed().as_millis()).unwrap_or(u64::MAX),
+    });
+    events.rest();
 }
 
 const fn accelerator(given: arguments::Accelerator) -> Accelerator {

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use kiln_build::checkpoint::Store;
 use kiln_core::ByteSize;
 use kiln_io::{
     dirs::Dirs,
@@ -91,7 +92,7 @@ pub(crate) fn brief(report: &BuildReport) -> String {
 fn clean_cache(dirs: &Dirs, arguments: &Clean) -> Result<bool, Failure> {
     let age = Duration::from_secs(arguments.older_than.saturating_mul(86_400));
     let mut entries = Vec::new();
-    for section in children(&dirs.cache)? {
+    for section in children(&dirs.cache)?.into_iter().filter(|section| !section.ends_with("checkpoints")) {
         if section.is_dir() { entries.extend(children(&section)?) } else { entries.push(section) }
     }
     // A build that still has something to release has its ledger in its directory.
@@ -121,6 +122,14 @@ fn clean_cache(dirs: &Dirs, arguments: &Clean) -> Result<bool, Failure> {
                 complete = false;
                 output::talk(&format!("cannot remove {}: {error}", path.display()));
             }
+        }
+    }
+    // Checkpoints stand on each other, and machines on them: only their own store knows which may go.
+    if !arguments.dry_run {
+        let pruned = Store::at(dirs).prune_older(age, surroundings::now());
+        freed += pruned.bytes;
+        if pruned.removed > 0 {
+            output::talk(&format!("removed {} checkpoints ({})", pruned.removed, ByteSize(pruned.bytes).approximate()));
         }
     }
     let word = if arguments.dry_run { "would be freed" } else { "freed" };

@@ -14,6 +14,8 @@ fn spec() -> VmSpec {
         build: "b-655aa2c0-01020304".into(),
         disk: "/cache/bases/a, b/disk.raw".into(),
         format: DiskFormat::Raw,
+        layers: Vec::new(),
+        overlay: None,
         size: 4 << 30,
         login: Login::Credentials,
         kernel: Some(DirectKernel {

@@ -21,6 +21,14 @@ use crate::{calendar::Moment, failure::Failure, render::Broadcast, surroundings}
 /// The record beside the files of an image that was put into a directory.
 const RECORD: &str = "artifact.json";
 
+/// Where an image went.
+pub(super) struct Placed {
+    /// What there is to say about it.
+    pub(super) said: Vec<String>,
+    /// As it is in the registry.
+    pub(super) published: Option<Artifact>,
+}
+
 impl Session {
     /// Publishes and copies as asked; what there is to say afterwards.
     pub(super) async fn place(
@@ -29,12 +37,14 @@ impl Session {
         artifact: &Artifact,
         directory: &Path,
         events: &Arc<Broadcast>,
-    ) -> Result<Vec<String>, Failure> {
+    ) -> Result<Placed, Failure> {
         let mut said = Vec::new();
         let mut artifact = artifact.clone();
+        let mut in_registry = false;
         if let Some(registry) = self.registry.as_ref().filter(|_| plan.publish.registry) {
             let published = self.publish(registry, plan, &artifact, directory, events).await?;
             artifact = published.artifact.clone();
+            in_registry = true;
             let (root, new) = (registry.root().display(), ByteSize(published.new_bytes).approximate());
             said.push(format!("{} {} is in {root}, {new} of it new", artifact.image, artifact.version));
             said.push(format!("  kiln export {}@{} --to {0}.qcow2", artifact.image, artifact.version));
@@ -46,7 +56,7 @@ impl Session {
         if said.is_empty() {
             said.push("not published and not kept: `--output DIRECTORY` keeps the files".to_owned());
         }
-        Ok(said)
+        Ok(Placed { said, published: in_registry.then_some(artifact) })
     }
 
     async fn publish(

@@ -1,0 +1,71 @@
+//! What every step of a plan depends on besides the plan: the base, the machine as QEMU builds it, files of provisioners,
+//! keyed digests of secrets.
+
+use std::{collections::BTreeMap, path::Path};
+
+use kiln_core::{Digest, artifact::BaseRecord, checkpoint::Ground, plan::Plan};
+use kiln_io::guest::Content;
+use kiln_provision::Library;
+
+use super::{
+    CheckpointError, Store,
+    store::{digest_of, keyed},
+};
+use crate::{base, qemu::VmSpec};
+
+/// Where a plan is baked.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    pub base: &'a BaseRecord,
+    /// The machine; its places on the disk do not matter.
+    pub machine: &'a VmSpec,
+    pub qemu: &'a str,
+    pub library: &'a Library,
+    pub store: &'a Store,
+    /// Whether this user's key for secrets may be made; without it no step with secrets is ever the same as another.
+    pub may_write: bool,
+}
+
+/// Everything a checkpoint's key covers and a plan does not say.
+pub fn ground(plan: &Plan, around: Surroundings<'_>) -> Result<Ground, CheckpointError> {
+    let spec = around.machine;
+    let mut facts = vec![
+        ("base".to_owned(), format!("{} {}", around.base.name, around.base.digest.short())),
+        ("base's digest".to_owned(), around.base.digest.to_string()),
+        ("base's inputs".to_owned(), around.base.key.to_string()),
+        ("QEMU".to_owned(), around.qemu.to_owned()),
+        ("accelerator".to_owned(), spec.calibration.accelerator.name().to_owned()),
+        ("machine as QEMU is told".to_owned(), Digest::of(spec.shape().as_bytes()).to_string()),
+        ("what kiln does after a boot".to_owned(), Digest::of(base::grow_script().as_bytes()).to_string()),
+    ];
+    if spec.calibration.accelerator == crate::qemu::Accel::Kvm {
+        // The guest sees the host's own processor.
+        facts.push(("processor".to_owned(), crate::qemu::processor_here()));
+    }
+    let mut provisioners = BTreeMap::new();
+    for step in plan.steps.iter().filter(|step| step.skipped.is_none()) {
+        if let Ok(found) = around.library.find(&step.provisioner) {
+            let files = found.entries.iter().filter_map(|entry| {
+                let digest = match &entry.content {
+                    Content::Bytes(bytes) => Digest::of(bytes),
+                    Content::File { path, .. } => digest_of(path).ok()?.sha256,
+                    Content::Link(target) => Digest::of(target.as_os_str().as_encoded_bytes()),
+                    Content::Directory => return None,
+                };
+                Some((shown(&entry.path), digest))
+            });
+            provisioners.insert(step.provisioner.clone(), files.collect());
+        }
+    }
+    let mut secrets = BTreeMap::new();
+    if !plan.secrets.is_empty()
+        && let Some(key) = around.store.secret_key(around.may_write)?
+    {
+        secrets.extend(plan.secrets.iter().map(|(name, value)| (name.clone(), keyed(&key, value))));
+    }
+    Ok(Ground { facts, provisioners, secrets })
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

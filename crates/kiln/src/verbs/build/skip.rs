@@ -1,0 +1,78 @@
+//! Nothing to do: the image was baked from the very same inputs and is published.
+
+use kiln_build::checkpoint::{Known, Outlook, Wish, ago, outlook};
+use kiln_core::{
+    event::{Event, Events as _},
+    plan::{Plan, VersionSpec},
+};
+use kiln_registry::Selector;
+
+use super::{Session, place::Placed};
+use crate::{failure::Failure, render::Broadcast};
+
+impl Session {
+    /// Whether a published version stands for the bake of this plan; says so and why.
+    pub(super) async fn nothing_to_do(&self, plan: &Plan) -> Result<bool, Failure> {
+        let arguments = &self.arguments;
+        let asked = arguments.force || arguments.fresh || arguments.fresh_from.is_some() || arguments.until.is_some();
+        let elsewhere = arguments.no_publish || arguments.output.is_some() || !plan.publish.registry;
+        if asked || elsewhere {
+            return Ok(false);
+        }
+        let Some((found, known)) = self.known(plan).await else { return Ok(false) };
+        let age = found.now.saturating_sub(known.baked);
+        let stands = match &plan.version {
+            // A version never changes, however old it is; unless a step is to run every time.
+            VersionSpec::Fixed(version) => *version == known.version && found.good_for() > 0,
+            // Steps read the outside world.
+            VersionSpec::Auto => age < found.good_for(),
+        };
+        if !stands || !(known.boot_tested || arguments.no_boot_test) {
+            return Ok(false);
+        }
+        let events = Broadcast::new(vec![self.face()]);
+        events.emit(Event::BuildSkipped {
+            image: known.image.clone(),
+            version: known.version.clone(),
+            disk: known.disk,
+            reason: format!(
+                "nothing it is made from has changed since it was baked {} ago; `--force` bakes it again",
+                ago(age)
+            ),
+        });
+        events.rest();
+        Ok(true)
+    }
+
+    /// A result of the same inputs that the registry still has.
+    async fn known(&self, plan: &Plan) -> Option<(Outlook, Known)> {
+        let found = self.outlook(plan).await?;
+        let known = Known::read(&self.dirs, &found.inputs(plan))?;
+        let selector = Selector { image: known.image.clone(), version: Some(known.version.clone()) };
+        let artifact = self.registry.as_ref()?.artifact(&selector).ok()?;
+        (artifact.disk.digest == known.disk).then_some((found, known))
+    }
+
+    async fn outlook(&self, plan: &Plan) -> Option<Outlook> {
+        let accelerator = self.arguments.accelerator.map(super::accelerator);
+        outlook(plan, &self.dirs, &self.library, accelerator, &Wish::default()).await.ok().flatten()
+    }
+
+    /// Notes what a bake came to, for the next one.
+    pub(super) async fn remember(&self, plan: &Plan, placed: &Placed, events: &Broadcast) {
+        let Some(artifact) = &placed.published else { return };
+        let Some(found) = self.outlook(plan).await else { return };
+        let known = Known {
+            image: artifact.image.clone(),
+            version: artifact.version.clone(),
+            disk: artifact.disk.digest,
+            // The oldest step in it decides how long it may stand for another bake.
+            baked: artifact.steps.iter().filter_map(|step| step.cached).min().unwrap_or(artifact.created),
+            boot_tested: !self.arguments.no_boot_test,
+        };
+        if let Err(error) = known.write(&self.dirs, &found.inputs(plan)) {
+            let message = format!("the next build will not know that nothing has changed: {error}");
+            events.emit(Event::Warning { message });
+        }
+    }
+}
