@@ -16,7 +16,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 22] = [
+const VERBS: [&str; 26] = [
     "build",
     "validate",
     "plan",
@@ -36,6 +36,10 @@ const VERBS: [&str; 22] = [
     "ssh",
     "logs",
     "doctor",
+    "cache",
+    "cache list",
+    "cache prune",
+    "cache explain",
     "clean",
     "completions",
     "man",

@@ -50,6 +50,17 @@ impl Build {
         panic!("the build ended before `{event}` of `{what}`:\n{}", seen[last..].join("\n"));
     }
 
+    /// Reads events until a step has written something.
+    pub fn wait_for_output(&mut self, step: u64) {
+        for line in self.events.by_ref() {
+            let value: Value = serde_json::from_str(&line.expect("read an event")).expect("events are JSON");
+            if value["event"] == "output" && value["number"] == step {
+                return;
+            }
+        }
+        panic!("the build ended before step {step} wrote anything");
+    }
+
     /// Sends a signal: `INT`, `KILL`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();

@@ -94,7 +94,7 @@ pub struct Baked {
 /// How a bake ended that did not fail.
 #[derive(Debug)]
 pub enum Ended {
-    Baked(Baked),
+    Baked(Box<Baked>),
     /// The step that was asked for is done and the machine waits for a person.
     Held,
 }
@@ -114,7 +114,10 @@ pub async fn bake(plan: &Plan, context: &BakeContext) -> Result<Ended, BakeError
     preflight::check(plan, context)?;
     let guard = Guard::spawn(&context.kiln, &context.dirs, &context.build, &ledger).await?;
     match Box::pin(run(plan, context, &clock, &mut journal, &ledger, &guard)).await {
-        Ok(Some(artifact)) => Ok(Ended::Baked(Baked { artifact, directory: ledger.directory().join(ARTIFACT), guard })),
+        Ok(Some(artifact)) => {
+            let directory = ledger.directory().join(ARTIFACT);
+            Ok(Ended::Baked(Box::new(Baked { artifact, directory, guard })))
+        }
         Ok(None) => {
             guard.keep().await?;
             Ok(Ended::Held)
@@ -158,7 +161,9 @@ async fn run(
     let (dirs, events, cancel) = (&context.dirs, context.events.as_ref(), &context.cancel);
     let host = VmHost { dirs, guard, ledger, events, clock: clock.as_ref(), cancel };
     let ground = Ground::prepare(plan, context, clock, journal).await?;
-    let Some((stopped, keys)) = provision(plan, context, &ground, journal, host).await? else { return Ok(None) };
+    let Some((stopped, keys)) = Box::pin(provision(plan, context, &ground, journal, host)).await? else {
+        return Ok(None);
+    };
 
     // The machine's own overlay first, the base last.
     let layers = std::iter::once(&stopped.disk).chain(stopped.layers.iter().rev()).map(DiskFile::qcow2);
@@ -179,7 +184,7 @@ async fn run(
     let disk = artifact::disk(&sealed);
     if context.boot_test {
         let spec = ground.boot_test(directory.join(QCOW2), sealed.size);
-        boot_test(&ground.checks, context, journal, spec, host).await?;
+        Box::pin(boot_test(&ground.checks, context, journal, spec, host)).await?;
     }
     context.events.emit(Event::Sealed {
         disk: disk.digest,
@@ -214,7 +219,7 @@ async fn provision(
     host: VmHost<'_>,
 ) -> Result<Option<(qemu::Stopped, LoginKeys)>, Stopped> {
     let mut caching = Caching::begin(plan, context, host.clock, &ground.base, &ground.spec).await?;
-    let vm = caching.machine(&ground.spec, host, journal).await?;
+    let vm = Box::pin(caching.machine(&ground.spec, host, journal)).await?;
     let keys = vm.keys().clone();
     let directory = host.ledger.directory();
     let work = guest::Work { plan, checks: &ground.checks, context, clock: host.clock, host, directory };
@@ -257,7 +262,7 @@ async fn boot_test(
     spec: VmSpec,
     host: VmHost<'_>,
 ) -> Result<(), BakeError> {
-    let test = async {
+    let test = Box::pin(async {
         let vm = qemu::boot(spec, host).await.map_err(BakeError::boot_test)?;
         let run = CheckRun {
             guest: vm.guest(),
@@ -270,7 +275,7 @@ async fn boot_test(
         // The overlay is thrown away with the machine: nothing it wrote matters.
         vm.kill().await.map_err(BakeError::boot_test)?;
         checked
-    };
+    });
     let passed = journal
         .phase(Phase::BootTest, "the sealed image", test, |passed| format!("it boots, {} checks passed", passed.len()))
         .await?;

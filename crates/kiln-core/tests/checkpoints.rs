@@ -84,9 +84,9 @@ fn every_input_that_changes_is_a_miss_from_its_step_on() {
     ];
     for (step, before, after) in changes {
         assert!(text.contains(before), "{before}");
-        let changed = chain(&text.replacen(before, after, 1));
+        let other = chain(&text.replacen(before, after, 1));
         let expected = if after.contains("script = 'x'") { 4 } else { step };
-        assert_eq!(first_miss(&chain(&text), &changed), Some(expected), "{before} -> {after}");
+        assert_eq!(first_miss(&chain(&text), &other), Some(expected), "{before} -> {after}");
     }
 }
 

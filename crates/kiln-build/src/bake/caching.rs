@@ -119,7 +119,8 @@ impl<'a> Caching<'a> {
     ) -> Result<Running<'h>, BakeError> {
         for (attempt, checkpoint) in std::mem::take(&mut self.choice.usable).into_iter().enumerate() {
             let name = if attempt == 0 { "vm".to_owned() } else { format!("vm-{}", attempt + 1) };
-            match self.resume(&checkpoint, VmSpec { name, ..spec.clone() }, host, journal).await {
+            let back = Box::pin(self.resume(&checkpoint, VmSpec { name, ..spec.clone() }, host, journal));
+            match back.await {
                 Ok(vm) => return Ok(vm),
                 Err(CheckpointError::Cancelled) => return Err(BakeError::Cancelled),
                 // Somebody made room since it was found.
@@ -177,7 +178,9 @@ impl<'a> Caching<'a> {
         let saved = Saved { keys, origin, memory: &memory, stored: record.memory, verified, boot_id, nonce };
         let what = format!("after {}", place(record.number, &record.name));
         let vm = journal
-            .phase(Phase::Resume, &what, qemu::resume(spec, host, saved), |_| "the guest answers over SSH".to_owned())
+            .phase(Phase::Resume, &what, Box::pin(qemu::resume(spec, host, saved)), |_| {
+                "the guest answers over SSH".to_owned()
+            })
             .await?;
         self.store.touch(&record.layers, self.clock.wall());
         self.leases.push(lease);
@@ -253,7 +256,7 @@ impl<'a> Caching<'a> {
             kiln_core::plan::Builder::Qemu(machine) => machine.memory.bytes(),
         };
         if fs::free_space(self.store.directory()).unwrap_or(0) < memory + ROOM {
-            self.give_up("the disk has no room for them".to_owned());
+            self.give_up("the disk has no room for them");
             return Ok(());
         }
         self.settle(host).await;
@@ -262,7 +265,7 @@ impl<'a> Caching<'a> {
         match vm.freeze(next.directory, next.entry).await {
             Ok(frozen) => self.begin_record(key, own, frozen, vm),
             Err(NotFrozen { error: CheckpointError::Cancelled, .. }) => return Err(BakeError::Cancelled),
-            Err(NotFrozen { error, runs: true }) => self.give_up(error.to_string()),
+            Err(NotFrozen { error, runs: true }) => self.give_up(&error.to_string()),
             Err(NotFrozen { error, runs: false }) => return Err(error.into()),
         }
         Ok(())
@@ -298,14 +301,14 @@ impl<'a> Caching<'a> {
     /// Completes the checkpoint that was taken last, and keeps the budget.
     pub(super) async fn settle(&mut self, host: VmHost<'_>) {
         let Some(Unfinished { mut record, keys, id, entry, disk }) = self.unfinished.take() else { return };
-        let stored = disk.await.unwrap_or_else(|_| Err(CheckpointError::Cancelled));
+        let stored = disk.await.unwrap_or(Err(CheckpointError::Cancelled));
         let done = stored.and_then(|stored| {
             record.disk = stored;
             self.store.complete(&id, &record, &keys)?;
             Ok(host.ledger.release(&entry)?)
         });
         if let Err(error) = done {
-            return self.give_up(error.to_string());
+            return self.give_up(&error.to_string());
         }
         self.context.events.emit(Event::CheckpointTaken {
             number: record.number,
@@ -316,7 +319,7 @@ impl<'a> Caching<'a> {
         self.store.prune(self.store.budget(self.context.checkpoints.budget), self.clock.wall());
     }
 
-    fn give_up(&mut self, reason: String) {
+    fn give_up(&mut self, reason: &str) {
         self.over = true;
         let message = format!("no more checkpoints in this build: {reason}");
         self.context.events.emit(Event::Warning { message });

@@ -84,9 +84,9 @@ pub fn choose(keys: &[Key], store: &Store, trail: &Trail, wish: &Wish, now: u64)
         }
     }
     let covered = usable.first().map(|checkpoint| checkpoint.record.number);
-    let missed = keys.iter().zip(refused).filter(|(key, _)| covered.is_none_or(|covered| key.number > covered));
+    let to_run = keys.iter().zip(refused).filter(|(key, _)| covered.is_none_or(|covered| key.number > covered));
     let mut misses: Vec<Miss> = Vec::new();
-    for (key, refused) in missed {
+    for (key, refused) in to_run {
         let after = misses
             .last()
             .map(|miss: &Miss| if miss.number == 0 { "the boot".to_owned() } else { format!("step {}", miss.number) });

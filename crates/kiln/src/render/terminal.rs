@@ -191,8 +191,10 @@ impl Terminal {
                 ));
             }
             // Steps tell of themselves.
+            // The resume was a phase; what is in it is told step by step.
             Event::PhaseStarted { phase: Phase::Provision, .. }
-            | Event::PhaseFinished { phase: Phase::Provision, .. } => {}
+            | Event::PhaseFinished { phase: Phase::Provision, .. }
+            | Event::CheckpointUsed { .. } => {}
             Event::PhaseStarted { phase, detail } => self.start(phase_name(*phase), detail),
             Event::PhaseFinished { phase, milliseconds, detail } => {
                 let name = phase_name(*phase);
@@ -215,8 +217,6 @@ impl Terminal {
                 let about = format!("from the checkpoint; took {} when it ran", duration(*milliseconds));
                 self.print_finished(&self.palette.good("="), &label, &about, None);
             }
-            // The resume was a phase; what is in it is told step by step.
-            Event::CheckpointUsed { .. } => {}
             Event::CheckpointMissed { number, name, reason } => {
                 let about = format!("{} has to run: {}", super::plain::after(*number, name), visible(reason));
                 self.print(&format!("  {}", self.palette.faint(&about)));

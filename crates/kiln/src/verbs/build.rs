@@ -210,7 +210,7 @@ impl Session {
         };
         let Baked { artifact, directory, guard } = match baking.await {
             Ok(ended) => match ended.map_err(|error| from_bake(&error))? {
-                Ended::Baked(baked) => baked,
+                Ended::Baked(baked) => *baked,
                 Ended::Held => return Ok(self.held_for_a_person(build, events)),
             },
             Err(_) => return Err(Failure::new("kiln itself failed; what it held is released")),

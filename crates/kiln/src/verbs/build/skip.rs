@@ -5,7 +5,7 @@ use kiln_core::{
     event::{Event, Events as _},
     plan::{Plan, VersionSpec},
 };
-use kiln_registry::Selector;
+use kiln_registry::{Parent, Reference, Selector};
 
 use super::{Session, place::Placed};
 use crate::{failure::Failure, render::Broadcast};
@@ -48,9 +48,13 @@ impl Session {
     async fn known(&self, plan: &Plan) -> Option<(Outlook, Known)> {
         let found = self.outlook(plan).await?;
         let known = Known::read(&self.dirs, &found.inputs(plan))?;
-        let selector = Selector { image: known.image.clone(), version: Some(known.version.clone()) };
-        let artifact = self.registry.as_ref()?.artifact(&selector).ok()?;
-        (artifact.disk.digest == known.disk).then_some((found, known))
+        let selector = Selector { image: known.image.clone(), reference: Reference::Named(known.version.clone()) };
+        let registry = self.registry.as_ref()?;
+        let artifact = registry.artifact(&selector).ok()?;
+        // What was revoked stands for nothing.
+        let version = Parent { image: known.image.clone(), version: known.version.clone() };
+        let revoked = registry.revoked(&version, found.now).ok()?.is_some();
+        (artifact.disk.digest == known.disk && !revoked).then_some((found, known))
     }
 
     async fn outlook(&self, plan: &Plan) -> Option<Outlook> {
