@@ -52,7 +52,7 @@ fn a_host_disk_that_fills_up_stops_the_bake_and_is_named() {
     "#;
     let home = Home::new("host-full");
     fs::create_dir_all(home.path("state")).expect("make the state directory");
-    let kiln = home.command(&["build", "tests/templates/writing", "--json"]);
+    let kiln = home.command(&["build", "tests/templates/writing", "--json", "--checkpoints", "off"]);
     let mut command = Command::new("unshare");
     command.args(["--map-root-user", "--mount", "sh", "-c", SCRIPT, "sh"]).arg(kiln.get_program());
     command.args(kiln.get_args()).current_dir(kiln.get_current_dir().expect("the repository")).env_clear();

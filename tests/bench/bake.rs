@@ -11,7 +11,7 @@ use crate::{
 };
 
 const MEMORY: u64 = 1024;
-const TEMPLATE: &str = r#"
+pub(crate) const TEMPLATE: &str = r#"
 [image]
 name = "bench"
 version = "1"
@@ -75,7 +75,7 @@ fn kiln(work: &Path, name: &str, template: &Path, options: &[&str]) -> Duration 
     ran.elapsed
 }
 
-fn packer_bake(work: &Path, raw: &Path) -> Duration {
+pub(crate) fn packer_bake(work: &Path, raw: &Path) -> Duration {
     let (disk, key, seed) = (work.join("base.qcow2"), work.join("key"), work.join("seed.img"));
     timed(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(raw).arg(&disk));
     timed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));

@@ -8,13 +8,18 @@
 mod bake;
 mod measure;
 mod packer;
+mod rebake;
 mod seal;
 mod ssh;
 
 use std::process::ExitCode;
 
-const PARTS: [(&str, &str); 5] = [
+const PARTS: [(&str, &str); 6] = [
     ("bake", "a whole bake of nginx on Debian 12, beside Packer's QEMU builder on the same base"),
+    (
+        "rebake",
+        "the same image after an edit, unchanged, a second template; beside Packer, which starts anew each time",
+    ),
     ("steps", "50 no-op shell steps over a round trip of 40 ms, beside Packer"),
     ("files", "500 files of 1 KiB over a round trip of 40 ms, beside `tar | ssh` and Packer"),
     ("file", "one file of 500 MiB on loopback, beside `scp` and Packer"),
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
             println!("\n# {part}: {what}");
             match part {
                 "bake" => bake::run(),
+                "rebake" => rebake::run(),
                 "steps" => runtime.block_on(ssh::steps()),
                 "files" => runtime.block_on(ssh::files()),
                 "file" => runtime.block_on(ssh::file()),

@@ -283,10 +283,15 @@ async fn boot_test(
     Ok(())
 }
 
-/// Deletes a machine's overlay with its directory.
+/// Deletes a machine's overlay.
 fn discard(ledger: &Ledger, stopped: &qemu::Stopped) -> Result<(), BakeError> {
-    let directory = stopped.disk.parent().unwrap_or(&stopped.disk);
-    std::fs::remove_dir_all(directory).map_err(fs::failed("remove", directory, 0))?;
+    match stopped.disk.parent() {
+        // A layer has a directory of its own.
+        Some(layer) if layer != ledger.directory() => {
+            std::fs::remove_dir_all(layer).map_err(fs::failed("remove", layer, 0))?;
+        }
+        _ => std::fs::remove_file(&stopped.disk).map_err(fs::failed("remove", &stopped.disk, 0))?,
+    }
     Ok(ledger.release(&stopped.entry)?)
 }
 

@@ -46,6 +46,7 @@ pub(super) struct Caching<'a> {
     own: String,
     leases: Vec<Lease>,
     origin: String,
+    base: String,
     steps: BTreeMap<usize, Ran>,
     /// Milliseconds of work since the last checkpoint.
     since: u64,
@@ -101,6 +102,7 @@ impl<'a> Caching<'a> {
             own: String::new(),
             leases: Vec::new(),
             origin: context.build.clone(),
+            base: base.record.name.clone(),
             steps: BTreeMap::new(),
             since: 0,
             pause: u64::try_from(pause).unwrap_or(u64::MAX),
@@ -141,17 +143,16 @@ impl<'a> Caching<'a> {
         }
         self.tell_misses();
         let name = if host.guard.ended("vm").is_some() { "vm-booted" } else { "vm" };
-        let place = self.new_place(host)?;
-        let spec = VmSpec { name: name.to_owned(), overlay: Some(place), ..spec.clone() };
-        let base = self.context.build.clone();
+        // What will never be a checkpoint is the build's own.
+        let overlay = if self.over { None } else { Some(self.new_place(host)?) };
+        let spec = VmSpec { name: name.to_owned(), overlay, ..spec.clone() };
         let start = self.clock.monotonic();
         let boot = async {
             let vm = qemu::boot(spec, host).await.map_err(BakeError::boot)?;
             grow(vm.guest()).await?;
             Ok::<_, BakeError>(vm)
         };
-        let vm = journal.phase(Phase::Boot, "", boot, |_| "the guest answers over SSH".to_owned()).await?;
-        self.origin = base;
+        let vm = journal.phase(Phase::Boot, &self.base, boot, |_| "the guest answers over SSH".to_owned()).await?;
         self.booted = true;
         self.ran(0, None, self.clock.monotonic().saturating_sub(start));
         Ok(vm)

@@ -4,6 +4,7 @@ use kiln_core::plan::{Base, Builder, Plan};
 use kiln_io::{fs, process};
 
 use super::{BakeContext, BakeError};
+use crate::checkpoint::Take;
 
 /// What a bake's files take beside the guest's disk: log, seed, console.
 const OVERHEAD: u64 = 64 << 20;
@@ -23,7 +24,11 @@ pub(super) fn check(plan: &Plan, context: &BakeContext) -> Result<(), BakeError>
     let Builder::Qemu(machine) = &plan.builder;
     // The overlay holds what the bake writes, the artifact what the disk holds compressed: half the disk is generous for
     // both together on a system image, and a disk that is really full is met again while running.
-    fs::require_space("bake", &context.dirs.state, machine.disk.bytes() / 2 + OVERHEAD)?;
+    let disk = machine.disk.bytes() / 2 + OVERHEAD;
+    fs::require_space("bake", &context.dirs.state, disk)?;
+    if context.checkpoints.take != Take::Off {
+        fs::require_space("bake", &context.dirs.cache, disk)?;
+    }
     fs::require_space("make the base", &context.dirs.cache, BASE_ROOM)?;
     Ok(())
 }

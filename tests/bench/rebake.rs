@@ -1,0 +1,136 @@
+//! What a change costs: the same image again after an edit of its last step, with nothing changed, and a second template on a
+//! known base; and what a checkpoint costs, by the guest's memory.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use kiln_io::dirs::Dirs;
+use kiln_tests::home;
+use serde_json::Value;
+
+use crate::{
+    bake,
+    measure::{Timed, row, timed},
+    seal,
+};
+
+/// As `bake` measures it, with a page to edit.
+const PAGE: &str = "hello\\n";
+
+/// A cache of its own that shares only the bases.
+struct Place {
+    work: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let work = tempfile::tempdir().expect("a directory to work in");
+        let user = Dirs::from_environment(|name| std::env::var(name).ok()).expect("a home");
+        let own = work.path().join("cache");
+        fs::create_dir_all(&own).expect("make a cache");
+        std::os::unix::fs::symlink(user.cache.join("bases"), own.join("bases")).expect("share the bases");
+        let _ = fs::copy(user.cache.join("calibration.json"), own.join("calibration.json"));
+        Self { work }
+    }
+
+    fn template(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.work.path().join(name);
+        fs::write(&path, text).expect("write a template");
+        path
+    }
+
+    fn kiln(&self, arguments: &[&str]) -> Timed {
+        let work = self.work.path();
+        timed(
+            Command::new(home::kiln())
+                .args(arguments)
+                .env("KILN_CACHE_DIR", work.join("cache"))
+                .env("KILN_DATA_DIR", work.join("data"))
+                .env("KILN_STATE_DIR", work.join("state")),
+        )
+    }
+
+    fn build(&self, template: &Path, options: &[&str]) -> Timed {
+        let template = template.to_str().expect("a UTF-8 path");
+        self.kiln(&[&["build", template, "--json"], options].concat())
+    }
+
+    /// Releases a machine that waits after `--until`.
+    fn release(&self) {
+        self.kiln(&["clean", "--kept"]);
+    }
+}
+
+pub(crate) fn run() {
+    let base = tokio::runtime::Runtime::new().expect("a runtime").block_on(seal::debian());
+    let place = Place::new();
+    // A version of its own for each bake.
+    let text = bake::TEMPLATE.replace("version = \"1\"", "version = \"auto\"");
+    let edited = text.replace(PAGE, "hello again\\n");
+    assert_ne!(text, edited, "the template of `bake` has no page to edit");
+
+    let template = place.template("web.toml", &text);
+    let first = place.build(&template, &[]);
+    let cold = first_step(&first);
+    let nothing = place.build(&template, &[]);
+    place.template("web.toml", &edited);
+    let last = place.build(&template, &[]);
+    place.template("web.toml", &text.replace(PAGE, "hello once more\\n"));
+    let untested = place.build(&template, &["--no-boot-test"]);
+    let second = text.replace("name = \"bench\"", "name = \"second\"").replace("\"nginx-light\"", "\"tree\"");
+    let second = place.template("second.toml", &second.replace("\"nginx\"", "\"ssh\""));
+    let known = first_step(&place.build(&second, &["--until", "1"]));
+    place.release();
+
+    let work = tempfile::tempdir().expect("a directory to work in");
+    let theirs = bake::packer_bake(work.path(), &base.disk);
+    row("the last step edited, image boot-tested", last.elapsed, "packer 1.6.6 (no boot test)", theirs);
+    row("the last step edited, without boot test", untested.elapsed, "packer 1.6.6 (no boot test)", theirs);
+    row("nothing changed", nothing.elapsed, "packer 1.6.6", theirs);
+    row("second template, to its first step", known, "kiln, cold boot", cold);
+    println!("where the time of the edit went: {}", phases(&last));
+    costs(&place);
+}
+
+/// Disk and pause of a checkpoint, by the guest's memory.
+fn costs(place: &Place) {
+    for memory in ["512 MiB", "1 GiB", "2 GiB", "4 GiB"] {
+        let text = format!(
+            "[image]\nname = 'cost'\n[base.debian]\nsuite = 'bookworm'\n[builder.qemu]\nmemory = '{memory}'\n\
+             [[provision]]\nuse = 'shell'\nscript = 'true'\n"
+        );
+        let template = place.template("cost.toml", &text);
+        let ran = place.build(&template, &["--checkpoints", "every", "--until", "1"]);
+        place.release();
+        for event in events(&ran).filter(|event| event["event"] == "checkpoint-taken") {
+            println!(
+                "checkpoint with {memory:<8} after {:<6} {:>7.1} MiB, paused for {:>5} ms",
+                event["name"].as_str().unwrap_or("?"),
+                event["bytes"].as_f64().unwrap_or(0.0) / f64::from(1 << 20),
+                event["pause"]
+            );
+        }
+    }
+}
+
+fn events(ran: &Timed) -> impl Iterator<Item = Value> {
+    ran.output.lines().filter_map(|line| serde_json::from_str(line).ok())
+}
+
+/// When the first step began.
+fn first_step(ran: &Timed) -> Duration {
+    let began = events(ran).find(|event| event["event"] == "step-started");
+    Duration::from_millis(began.and_then(|event| event["elapsed"].as_u64()).expect("a step that began"))
+}
+
+fn phases(ran: &Timed) -> String {
+    let finished = events(ran).filter(|event| event["event"] == "phase-finished").map(|event| {
+        let seconds = event["milliseconds"].as_f64().unwrap_or(0.0) / 1000.0;
+        format!("{} {seconds:.1}", event["phase"].as_str().unwrap_or("?"))
+    });
+    finished.collect::<Vec<_>>().join(", ")
+}
