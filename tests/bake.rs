@@ -2,22 +2,13 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests drive stock programs as a user would")]
 
-use std::{
-    fs,
-    process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{fs, process::Command};
 
 use kiln_tests::{
     home::Home,
     plain_vm::{Firmware, PlainVm},
+    running::alone,
 };
-
-/// One machine at a time: two emulated guests on two processors only slow each other down.
-fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Bakes `templates/web`, exports it, and judges the file and two clones of the machine in it with stock tools only.
 #[test]

@@ -11,12 +11,13 @@ use std::{
 
 use kiln_tests::{
     home::{Home, Ran},
-    running::{Build, gone, nothing_but_logs},
+    running::{Build, alone, gone, nothing_but_logs},
 };
 
 /// The guest's disk is full: the step's own words, what `df` says, and a machine to look into until it is released.
 #[test]
 fn a_failed_step_leaves_its_machine_for_a_look_when_asked_to() {
+    let _turn = alone();
     let home = Home::new("keep");
     let built = home.kiln(&["build", "tests/templates/full", "--on-error", "keep"]);
     assert_eq!(built.code, Some(1), "{built:?}");
@@ -38,6 +39,7 @@ fn a_failed_step_leaves_its_machine_for_a_look_when_asked_to() {
 /// The disk of this machine fills up under a running step: the bake stops and names it, and nothing stays.
 #[test]
 fn a_host_disk_that_fills_up_stops_the_bake_and_is_named() {
+    let _turn = alone();
     /// Room for what a bake is refused without, and a little more.
     const STATE: &str = "size=1200m";
     const SCRIPT: &str = r#"
@@ -73,6 +75,7 @@ fn a_host_disk_that_fills_up_stops_the_bake_and_is_named() {
 /// Nothing is published, every format is the same disk, and the record tells each file's digest.
 #[test]
 fn an_image_can_be_put_into_a_directory_in_every_format() {
+    let _turn = alone();
     let home = Home::new("formats");
     let to = home.path("out");
     let directory = to.to_str().expect("a UTF-8 path");
@@ -119,6 +122,7 @@ fn only_directory_with(root: &Path, name: &str) -> std::path::PathBuf {
 /// value itself is nowhere: not in what is said, not in a log, not in an event.
 #[test]
 fn a_secret_that_stays_in_the_image_stops_the_bake_and_is_never_shown() {
+    let _turn = alone();
     const VALUE: &str = "canary-7f3a91c25e-do-not-show";
     let home = Home::new("leaking");
     let mut command = home.command(&["build", "tests/templates/leaking", "--json"]);

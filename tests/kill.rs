@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kiln_tests::{
     home::Home,
-    running::{Build, gone, nothing_but_logs},
+    running::{Build, alone, gone, nothing_but_logs},
 };
 
 const TINY: &str = "tests/templates/tiny";
@@ -31,6 +31,7 @@ const WORDS: [&str; 3] = ["INT", "TERM", "HUP"];
 
 #[test]
 fn a_signal_in_any_phase_cleans_and_exits_with_130() {
+    let _turn = alone();
     for ((event, what), word) in MOMENTS.into_iter().zip(WORDS.into_iter().cycle()) {
         let home = Home::new(&format!("interrupt-{what}"));
         let mut build = Build::start(&home, TINY);
@@ -51,6 +52,7 @@ fn a_signal_in_any_phase_cleans_and_exits_with_130() {
 
 #[test]
 fn a_second_signal_leaves_at_once_and_says_what_remains() {
+    let _turn = alone();
     let home = Home::new("impatient");
     let mut build = Build::start(&home, TINY);
     build.wait_for("step-started", "shell");
@@ -70,6 +72,7 @@ fn a_second_signal_leaves_at_once_and_says_what_remains() {
 
 #[test]
 fn kill_9_in_any_phase_leaves_nothing() {
+    let _turn = alone();
     for (event, what) in MOMENTS {
         let home = Home::new(&format!("kill-{what}"));
         let mut build = Build::start(&home, TINY);
@@ -87,6 +90,7 @@ fn kill_9_in_any_phase_leaves_nothing() {
 /// Killed while the base is made, in a cache of its own: no process stays, and the next build makes it anew.
 #[test]
 fn kill_9_while_the_base_is_made_leaves_no_process() {
+    let _turn = alone();
     let home = Home::new("kill-base");
     let mut command = home.command(&["build", TINY, "--json"]);
     command.env("KILN_CACHE_DIR", home.path("own-cache"));

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -127,4 +128,10 @@ pub fn nothing_but_logs(home: &Home, what: &str) {
     let layers = fs::read_dir(home.path("cache/checkpoints")).into_iter().flatten().flatten().map(|entry| entry.path());
     left.extend(layers.filter(|layer| layer.is_dir() && !layer.join("checkpoint.json").exists()));
     assert!(left.is_empty(), "hit in `{what}`, left behind: {left:#?}");
+}
+
+/// One machine at a time: two emulated guests on two processors only slow each other down.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
