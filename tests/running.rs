@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead as _, BufReader, Read as _},
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -124,9 +125,10 @@ pub fn nothing_but_logs(home: &Home, what: &str) {
             }
         }
     }
-    // A layer of a disk that is not part of a whole checkpoint.
+    // A layer of a disk that is neither part of a whole checkpoint nor set aside for a look.
     let layers = fs::read_dir(home.path("cache/checkpoints")).into_iter().flatten().flatten().map(|entry| entry.path());
-    left.extend(layers.filter(|layer| layer.is_dir() && !layer.join("checkpoint.json").exists()));
+    let kept = |layer: &Path| ["checkpoint.json", "damaged.json"].iter().any(|record| layer.join(record).exists());
+    left.extend(layers.filter(|layer| layer.is_dir() && !kept(layer)));
     assert!(left.is_empty(), "hit in `{what}`, left behind: {left:#?}");
 }
 

@@ -18,8 +18,8 @@ use super::{BakeContext, BakeError, guest::grow, journal::Journal};
 use crate::{
     base::PreparedBase,
     checkpoint::{
-        Checkpoint, CheckpointError, Choice, DISK, Lease, MEMORY, Ran, Record, Store, Stored, Surroundings, Take,
-        Trail, choose, digest_of, ground,
+        Checkpoint, CheckpointError, Choice, DISK, Fresh, Lease, MEMORY, Ran, Record, Store, Stored, Surroundings,
+        Take, Trail, choose, digest_of, ground,
     },
     qemu::{self, Frozen, LoginKeys, NotFrozen, Place, Running, Saved, VmHost, VmSpec},
 };
@@ -87,6 +87,16 @@ impl<'a> Caching<'a> {
         let library = &context.library;
         let around = Surroundings { base: &base.record, machine, qemu: &qemu, library, store: &store, may_write: true };
         let keys = keys(plan, &ground(plan, around)?);
+        // What is made anew must not come back in the next build because an older one got further.
+        let anew = match context.checkpoints.fresh {
+            Fresh::None => None,
+            Fresh::From(step) => Some(step),
+            Fresh::All => Some(0),
+        };
+        if let Some(from) = anew {
+            let keys: Vec<_> = keys.iter().filter(|key| key.number >= from).map(|key| key.digest).collect();
+            store.forget(&keys);
+        }
         let trail = Trail::read(&context.dirs, &plan.image);
         let choice = choose(&keys, &store, &trail, &context.checkpoints, seconds(clock));
         let pause = store.list().first().map_or(FIRST_PAUSE.as_millis(), |last| u128::from(last.record.pause));

@@ -160,6 +160,15 @@ impl Store {
         let _ = fs::rename(directory.join(RECORD), directory.join(DAMAGED));
     }
 
+    /// Checkpoints with these keys are not found any more; what nobody uses of them goes at once.
+    pub(crate) fn forget(&self, keys: &[Digest]) {
+        for checkpoint in self.list().into_iter().filter(|checkpoint| keys.contains(&checkpoint.record.key)) {
+            if !remove(&checkpoint.directory) {
+                let _ = fs::remove_file(checkpoint.directory.join(RECORD));
+            }
+        }
+    }
+
     /// Removes the least recently used until the budget holds. What is in use stays, and what others stand on.
     pub fn prune(&self, budget: Budget, now: SystemTime) -> Pruned {
         self.evict(now, |total, _| total > budget.0)

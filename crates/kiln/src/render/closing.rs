@@ -84,9 +84,9 @@ impl Timeline {
         }
         lines.push(line("in all", total, false));
         if self.saved > 0 {
-            let steps: Vec<_> =
-                self.cached.iter().map(|(label, took)| format!("{label} ({})", duration(*took))).collect();
-            let steps = if steps.is_empty() { "the boot".to_owned() } else { steps.join(", ") };
+            let steps = self.cached.iter().map(|(label, took)| format!("{label} ({})", duration(*took)));
+            let steps: Vec<_> = std::iter::once("the boot".to_owned()).chain(steps).collect();
+            let steps = steps.join(", ");
             lines.push(format!("a checkpoint saved {}: {steps}", duration(self.saved)));
         }
         lines
@@ -125,6 +125,17 @@ mod tests {
                 "  in all              62.0 s  100 %",
             ]
         );
+    }
+
+    #[test]
+    fn what_a_checkpoint_saved_is_said_at_the_end() {
+        let mut timeline = Timeline::default();
+        let name = "packages".to_owned();
+        timeline.event(&Event::CheckpointUsed { number: 1, name: name.clone(), made: 1, bytes: 1, saved: 57_000 });
+        timeline.event(&Event::StepCached { number: 1, name, ran: 1, milliseconds: 41_000 });
+        timeline.event(&finished(Phase::Resume, 4_000));
+        let lines = timeline.lines(4_000);
+        assert_eq!(lines.last().unwrap(), "a checkpoint saved 57.0 s: the boot, 1 packages (41.0 s)");
     }
 
     #[test]
