@@ -16,7 +16,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 26] = [
+const VERBS: [&str; 27] = [
     "build",
     "validate",
     "plan",
@@ -33,6 +33,7 @@ const VERBS: [&str; 26] = [
     "outdated",
     "registry",
     "registry verify",
+    "registry prune",
     "ssh",
     "logs",
     "doctor",

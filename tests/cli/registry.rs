@@ -240,6 +240,28 @@ fn a_revoked_version_and_what_was_baked_on_it_is_used_only_by_its_name() {
 }
 
 #[test]
+fn what_goes_is_said_with_reasons_before_anything_is_removed() {
+    let user = Home::new("prune");
+    published(&user);
+    for version in ["1.1.0", "1.2.0", "1.3.0"] {
+        again(&user, version);
+    }
+    user.kiln(&["promote", "web", "1.1.0", "--to", "stable"]).ends_with(0);
+    let dry = user.kiln(&["registry", "prune", "--keep", "1"]).ends_with(0);
+    for (line, ending) in
+        ["KEPT BECAUSE", "one of the newest 1", "- would go", "stable points there", "- would go"].iter().enumerate()
+    {
+        assert!(dry.stdout.lines().nth(line).is_some_and(|text| text.ends_with(ending)), "{ending}: {}", dry.stdout);
+    }
+    assert!(dry.stderr.starts_with("`--remove` would remove 2 versions and 0 blobs"), "{}", dry.stderr);
+    user.kiln(&["resolve", "web@1.0.0"]).ends_with(0);
+    let removed = user.kiln(&["registry", "prune", "--keep", "1", "--remove"]).ends_with(0);
+    assert!(removed.stderr.starts_with("removed 2 versions and 0 blobs"), "{}", removed.stderr);
+    user.kiln(&["resolve", "web@1.0.0"]).ends_with(1);
+    assert!(user.kiln(&["registry", "verify"]).ends_with(0).stderr.starts_with("2 of 2 versions are whole"));
+}
+
+#[test]
 fn what_is_resolved_is_said_in_the_form_of_each_consumer() {
     let user = Home::new("resolve");
     published(&user);

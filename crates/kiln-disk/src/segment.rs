@@ -76,8 +76,8 @@ pub fn expand(chunks: &[Chunk], blob: &[u8]) -> Result<Vec<u8>, usize> {
         if chunk.frame == 0 {
             continue;
         }
-        let expanded = frame.is_some_and(|frame| expander.expand(frame, place).is_ok());
-        if !expanded || Digest::of(place) != chunk.digest {
+        let sound = frame.is_some_and(|frame| expander.expand(frame, place).is_ok());
+        if !sound || Digest::of(place) != chunk.digest {
             return Err(number);
         }
     }

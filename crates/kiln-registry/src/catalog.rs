@@ -68,7 +68,7 @@ impl Registry {
     pub fn record(&self, selector: &Selector) -> Result<Record, RegistryError> {
         let head = self.head(&selector.image)?;
         // Only what the head lists is published: a record without it belongs to a publish that is under way.
-        self.listed_record(&selector.image, self.select(&head, selector)?)
+        self.listed_record(&selector.image, Self::select(&head, selector)?)
     }
 
     /// The head of an image that has versions.
@@ -82,7 +82,7 @@ impl Registry {
     }
 
     /// The version of `head` that is meant. Where a version and a channel could be meant, it is the version.
-    pub(crate) fn select<'a>(&self, head: &'a Head, selector: &Selector) -> Result<&'a Listed, RegistryError> {
+    pub(crate) fn select<'a>(head: &'a Head, selector: &Selector) -> Result<&'a Listed, RegistryError> {
         let found = match &selector.reference {
             Reference::Newest => head.versions.first(),
             Reference::Disk(digest) => head.versions.iter().find(|listed| listed.disk == *digest),
@@ -158,6 +158,10 @@ impl Registry {
         watch: &dyn Fn(u64) -> bool,
     ) -> Result<File, RegistryError> {
         let _leased = self.lease()?;
+        // Before the lease it may have been retired, and its blobs collected.
+        let Artifact { image, version, .. } = &record.artifact;
+        let reference = Reference::Named(version.clone());
+        Self::select(&self.head(image)?, &Selector { image: image.clone(), reference })?;
         let directory = match to.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),

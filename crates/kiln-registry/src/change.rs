@@ -56,6 +56,10 @@ pub enum Action {
     Lift {
         version: Version,
     },
+    /// Removed by retention.
+    Retire {
+        versions: Vec<Version>,
+    },
 }
 
 impl Action {
@@ -63,7 +67,7 @@ impl Action {
     pub const fn channel(&self) -> Option<&ChannelName> {
         match self {
             Self::Promote { channel, .. } | Self::Rollback { channel, .. } => Some(channel),
-            Self::Publish { .. } | Self::Revoke { .. } | Self::Lift { .. } => None,
+            Self::Publish { .. } | Self::Revoke { .. } | Self::Lift { .. } | Self::Retire { .. } => None,
         }
     }
 }
@@ -108,16 +112,23 @@ impl Registry {
             && let Some(change) = self.change(image, rev)?
         {
             (head.rev, head.state) = (rev, change.state);
+            let retired = &head.state.retired;
+            head.versions.retain(|listed| !retired.contains_key(&listed.version));
             if let Action::Publish { versions } = &change.action {
                 let missing = head.unlisted(&records).into_iter();
                 let listed: Vec<_> = missing.filter(|record| versions.contains(&record.artifact.version)).collect();
-                listed.iter().for_each(|record| head.versions.insert(0, record.listed()));
+                for record in listed {
+                    head.versions.insert(0, record.listed());
+                }
             }
             // The name of the log entry may be younger than the last sync.
             durable::sync_directory_of(&self.image(image).join("log/entry"))?;
             self.write_json(&head)?.replace(&self.image(image).join("head.json"))?;
         }
-        self.list(image, &head, &records, "recovery", now)
+        // A retired version keeps its record, so that its name never means another disk.
+        let unlisted: Vec<_> =
+            records.into_iter().filter(|record| !head.state.retired.contains_key(&record.artifact.version)).collect();
+        self.list(image, &head, &unlisted, "recovery", now)
     }
 
     /// The records of `image` that `head` does not list.
@@ -152,7 +163,9 @@ impl Registry {
         }
         let mut next = head.clone();
         let versions: Vec<_> = missing.iter().map(|record| record.artifact.version.clone()).collect();
-        missing.iter().for_each(|record| next.versions.insert(0, record.listed()));
+        for record in missing {
+            next.versions.insert(0, record.listed());
+        }
         self.commit(image, next, Action::Publish { versions }, (by, now), None)
     }
 

@@ -176,7 +176,7 @@ fn unknown(image: &ImageName, channel: &ChannelName, head: &Head) -> RegistryErr
 
 /// The versions that `channel` pointed to before the present one, the latest first, by what was promoted and not rolled
 /// back since. Two rollbacks in a row go back two versions.
-fn before(log: &[Change], channel: &ChannelName) -> Vec<Version> {
+pub(crate) fn before(log: &[Change], channel: &ChannelName) -> Vec<Version> {
     let mut stack: Vec<&Version> = Vec::new();
     for change in log {
         match &change.action {

@@ -12,7 +12,6 @@ use crate::{
     Registry, RegistryError,
     content::{Content, Descriptor},
     damage::{Damage, Problem},
-    durable::failed,
     head::{Head, Record},
 };
 
@@ -155,20 +154,9 @@ impl Registry {
     }
 
     fn count_unneeded(&self, needs: &Needs, report: &mut Report) -> Result<(), RegistryError> {
-        let directory = self.root().join("blobs/sha256");
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(failed("read", &directory)(error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(failed("read", &directory))?;
-            let digest = entry.file_name().to_str().and_then(|name| format!("sha256:{name}").parse::<Digest>().ok());
-            if digest.is_none_or(|digest| !needs.blobs.contains_key(&digest)) {
-                report.unneeded += 1;
-                report.unneeded_bytes += entry.metadata().map_or(0, |metadata| metadata.len());
-            }
-        }
+        let unneeded = self.unneeded(&needs.blobs.keys().copied().collect())?;
+        report.unneeded = unneeded.len();
+        report.unneeded_bytes = unneeded.iter().map(|(_, bytes)| bytes).sum();
         Ok(())
     }
 }

@@ -52,6 +52,10 @@ pub enum RegistryError {
     Revoked { revoked: Box<Revoked> },
     #[error("`{channel}` is a channel of `{image}`, not a version; it points to {points_to}")]
     NotAVersion { image: ImageName, channel: Version, points_to: Version },
+    #[error("somebody publishes to, or reads from, the registry `{path}`")]
+    Busy { path: PathBuf },
+    #[error("{image} {version} was published before and removed since")]
+    Retired { image: ImageName, version: Version },
     #[error("cannot write the image")]
     Sink(#[source] io::Error),
     #[error("the artifact names the file `{name}`, which is not a plain file name")]
@@ -87,7 +91,7 @@ impl RegistryError {
             Self::NotARegistry { .. } => {
                 Some("choose an empty directory or an existing registry with `--registry`".to_owned())
             }
-            Self::Conflict { .. } => {
+            Self::Conflict { .. } | Self::Retired { .. } => {
                 Some("a version is written once: give the image another `version`, or `version = \"auto\"`".to_owned())
             }
             Self::FirstForm { path } => Some(format!(
@@ -117,6 +121,7 @@ impl RegistryError {
             Self::NotAVersion { image, points_to, .. } => {
                 Some(format!("name the version: `kiln revoke {image} {points_to}`"))
             }
+            Self::Busy { .. } => Some("run the same command again when it is done; nothing was removed".to_owned()),
             Self::Raced { .. } => Some("run the same command again".to_owned()),
             Self::Content { .. } => Some("`kiln registry verify` checks all versions".to_owned()),
             Self::Altered { .. } => Some("the file was changed after it was sealed; bake the image again".to_owned()),
@@ -152,7 +157,8 @@ impl RegistryError {
 
 /// How a version came by the revocation of another.
 fn through(chain: &[Parent]) -> String {
-    chain.iter().skip(1).map(|parent| format!(", baked on {parent}")).collect()
+    let parents: Vec<_> = chain.iter().skip(1).map(|parent| format!(", baked on {parent}")).collect();
+    parents.concat()
 }
 
 fn listed(names: &[String]) -> String {

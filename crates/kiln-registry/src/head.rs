@@ -48,6 +48,9 @@ pub(crate) struct State {
     pub(crate) channels: BTreeMap<ChannelName, Channel>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) revoked: BTreeMap<Version, Revocation>,
+    /// Versions that retention removed, with the disk that they were.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) retired: BTreeMap<Version, Digest>,
 }
 
 /// Where a channel points.

@@ -31,6 +31,7 @@ mod head;
 mod lay_down;
 mod lineage;
 mod publish;
+mod retention;
 mod store;
 
 use std::{
@@ -50,6 +51,7 @@ pub use self::{
     head::{Channel, Listed, Record},
     lineage::{Outdated, Parent, Revocation, Revoked},
     publish::{Publication, Published},
+    retention::{Pruned, Rules, Verdict},
 };
 
 /// The content of `oci-layout`, as the OCI image layout specification 1.1 wants it.

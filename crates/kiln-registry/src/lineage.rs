@@ -110,7 +110,7 @@ impl Registry {
                 }
             }
         }
-        let listed = self.select(head, selector)?;
+        let listed = Self::select(head, selector)?;
         let by_name = match &selector.reference {
             Reference::Newest => false,
             Reference::Named(named) => *named == listed.version,
@@ -130,7 +130,7 @@ impl Registry {
         let _locked = crate::publish::lock(&self.image(image).join("lock"))?;
         let mut head = self.recover(image, intent.now)?;
         let selector = Selector { image: image.clone(), reference: Reference::Named(version.version.clone()) };
-        let named = self.select(&head, &selector)?.version.clone();
+        let named = Self::select(&head, &selector)?.version.clone();
         // A channel is not a version: what it points to may move meanwhile.
         if named != version.version {
             return Err(RegistryError::NotAVersion {
@@ -190,12 +190,11 @@ impl Registry {
         for summary in self.images()? {
             let Some(base) = summary.newest.parent.clone() else { continue };
             let head = self.head(&base.image)?;
-            let newer = match channel {
-                Some(channel) => head.state.channels.get(channel).map(|channel| channel.version.clone()),
-                None => {
-                    let selector = Selector { image: base.image.clone(), reference: Reference::Newest };
-                    self.select_usable(&head, &selector, now, false).ok().map(|listed| listed.version.clone())
-                }
+            let newer = if let Some(channel) = channel {
+                head.state.channels.get(channel).map(|channel| channel.version.clone())
+            } else {
+                let selector = Selector { image: base.image.clone(), reference: Reference::Newest };
+                self.select_usable(&head, &selector, now, false).ok().map(|listed| listed.version.clone())
             };
             let place = |version: &Version| head.versions.iter().position(|listed| listed.version == *version);
             if let Some(newer) = newer.filter(|newer| place(newer) < place(&base.version)) {

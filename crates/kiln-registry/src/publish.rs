@@ -87,6 +87,9 @@ impl Registry {
         if head.state.channels.keys().any(|channel| channel.as_str() == version.as_str()) {
             return Err(RegistryError::NameTaken { image: artifact.image.clone(), name: version.to_string() });
         }
+        if head.state.retired.contains_key(&version) {
+            return Err(RegistryError::Retired { image: artifact.image.clone(), version });
+        }
         let path = self.record_path(&artifact.image, &version);
         if let Some(record) = Record::read(&path)? {
             same_disk(&record, artifact)?;
@@ -152,10 +155,11 @@ impl Registry {
 
     fn next_calendar_version(&self, image: &ImageName, date: &str) -> Result<Version, RegistryError> {
         // `recover` has put every record into the head.
-        let taken = Head::read(&self.image(image))?
-            .versions
-            .iter()
-            .filter_map(|listed| listed.version.as_str().strip_prefix(date)?.parse::<u32>().ok())
+        let head = Head::read(&self.image(image))?;
+        let versions = head.versions.iter().map(|listed| &listed.version);
+        let taken = versions
+            .chain(head.state.retired.keys())
+            .filter_map(|version| version.as_str().strip_prefix(date)?.parse::<u32>().ok())
             .max();
         let version = format!("{date}{}", taken.map_or(1, |number| number.saturating_add(1)));
         version.parse().map_err(|_| RegistryError::Date { date: date.to_owned() })

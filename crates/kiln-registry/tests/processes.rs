@@ -18,7 +18,7 @@ use std::{
 
 use kiln_core::Digest;
 use kiln_io::guest::Quiet;
-use kiln_registry::{Moved, Registry, RegistryError, Selector};
+use kiln_registry::{Moved, Registry, RegistryError, Rules, Selector};
 
 use support::{artifact, fixed, intent};
 
@@ -51,6 +51,9 @@ fn publisher() {
     if env::var(ACTION).is_ok_and(|action| action == "promote") {
         return promote(&directory);
     }
+    if env::var(ACTION).is_ok_and(|action| action == "prune") {
+        return prune(&directory);
+    }
     let content = env::var(CONTENT).unwrap_or("two".to_owned());
     let source = directory.join(format!("baked-{content}"));
     let sealed = artifact(&source, "b-2", &content);
@@ -69,6 +72,32 @@ fn promote(directory: &Path) {
     let _ = fs::metadata("/publish/ends");
     outcome.unwrap();
     fs::write(directory.join("acknowledged"), "").unwrap();
+}
+
+fn prune(directory: &Path) {
+    let registry = Registry::open(&directory.join("registry")).unwrap();
+    let _ = fs::metadata("/publish/begins");
+    let outcome = registry.prune(&Rules { newest: Some(1), days: None, now: 3_000 }, &intent("ada"));
+    let _ = fs::metadata("/publish/ends");
+    outcome.unwrap();
+    fs::write(directory.join("acknowledged"), "").unwrap();
+}
+
+#[test]
+fn a_collection_killed_at_any_call_loses_nothing_that_is_listed_and_is_finished_by_the_next() {
+    killed_everywhere("prune", Before::Channel, &|scratch, _, when| {
+        let registry = Registry::open(&scratch.join("registry")).unwrap();
+        let image = "web".parse().unwrap();
+        let report = registry.verify(&|_, _| true).unwrap_or_else(|error| panic!("{when}: {error}"));
+        assert_eq!(report.findings, [], "{when}: what is listed is complete");
+        assert!(registry.channels(&image).unwrap().len() == 1 && report.versions >= 2, "{when}");
+        prune(scratch);
+        let report = registry.verify(&|_, _| true).unwrap();
+        assert_eq!((report.versions, report.whole, report.unneeded), (2, 2, 0), "{when}");
+        let revisions: Vec<_> = registry.log(&image).unwrap().iter().map(|change| change.rev).collect();
+        assert_eq!(revisions, (1..=revisions.len() as u64).collect::<Vec<_>>(), "{when}");
+        assert_eq!(revisions.len(), 5, "{when}");
+    });
 }
 
 fn stable(directory: &Path, version: &str, expected: Option<&str>) -> Result<Moved, RegistryError> {
@@ -111,6 +140,20 @@ fn a_promote_killed_at_any_call_leaves_the_channel_where_it_was_or_moved_with_on
 /// Runs `action` again and again, killed before another of its calls each time, and verifies what it left.
 fn killed_everywhere(action: &str, before: Before, verify: &(dyn Fn(&Path, Before, &str) + Sync)) {
     let points = points("kill", action, before);
+    at_every(&points, action, before, "signal=KILL", &|scratch, output, when| {
+        assert!(!output.status.success(), "{when} was not reached");
+        verify(scratch, before, when);
+    });
+}
+
+/// Runs `action` once for each point, with `fault` at it, and judges what it left.
+fn at_every(
+    points: &[(String, usize)],
+    action: &str,
+    before: Before,
+    fault: &str,
+    judge: &(dyn Fn(&Path, &Output, &str) + Sync),
+) {
     // The children wait for the disk and for strace more than they work.
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -119,11 +162,9 @@ fn killed_everywhere(action: &str, before: Before, verify: &(dyn Fn(&Path, Befor
                 loop {
                     let point = next.fetch_add(1, Ordering::Relaxed);
                     let Some((call, number)) = points.get(point) else { return };
-                    let scratch = prepared(&format!("killed-{action}-{before:?}-{point}"), before);
-                    let inject = format!("{call}:signal=KILL:when={number}");
-                    let output = under_strace(&scratch, action, Some(&inject));
-                    assert!(!output.status.success(), "{call} {number} was not reached");
-                    verify(&scratch, before, &format!("{action} killed before {call} {number}"));
+                    let scratch = prepared(&format!("{fault}-{action}-{before:?}-{point}"), before);
+                    let output = under_strace(&scratch, action, Some(&format!("{call}:{fault}:when={number}")));
+                    judge(&scratch, &output, &format!("{action} with {fault} at {call} {number}"));
                     fs::remove_dir_all(&scratch).unwrap();
                 }
             });
@@ -136,18 +177,15 @@ fn a_publish_on_a_full_disk_says_so_and_leaves_the_version_absent_or_complete() 
     for before in [Before::Nothing, Before::Older] {
         let mut points = points("full", "publish", before);
         points.retain(|(call, _)| ["write", "fsync", "mkdir"].contains(&call.as_str()));
-        for (call, number) in points {
-            let scratch = prepared("full", before);
-            let output = under_strace(&scratch, "publish", Some(&format!("{call}:error=ENOSPC:when={number}")));
-            assert!(contains(&output, "Full {"), "{call} {number}: {output:?}");
+        at_every(&points, "publish", before, "error=ENOSPC", &|scratch, output, when| {
+            assert!(contains(output, "Full {"), "{when}: {output:?}");
             let left: Vec<_> = match fs::read_dir(scratch.join("registry/tmp")) {
                 Ok(entries) => entries.flatten().map(|entry| entry.file_name()).collect(),
                 Err(_) => Vec::new(),
             };
-            assert!(left.iter().all(|name| name == "lock"), "{call} {number} left {left:?}");
-            verify(&scratch, before, &format!("full disk at {call} {number}"));
-            fs::remove_dir_all(&scratch).unwrap();
-        }
+            assert!(left.iter().all(|name| name == "lock"), "{when} left {left:?}");
+            verify(scratch, before, when);
+        });
     }
 }
 
@@ -200,8 +238,6 @@ fn points(name: &str, action: &str, before: Before) -> Vec<(String, usize)> {
         }
     }
     assert!(points.len() > 15, "{trace}");
-    // Counted, not asserted: the number is of interest, and grows with what is tested.
-    println!("{action} after {before:?}: {} points", points.len());
     points
 }
 
@@ -212,6 +248,8 @@ fn prepared(name: &str, before: Before) -> PathBuf {
     let versions: &[_] = match before {
         Before::Nothing => &[],
         Before::Older => &["1.0.0"],
+        // For collection, a version that nothing keeps.
+        Before::Channel if name.contains("prune") => &["0.9.0", "1.0.0", "1.1.0"],
         Before::Channel => &["1.0.0", "1.1.0"],
     };
     for version in versions {

@@ -79,7 +79,9 @@ fn history(registry: &Registry, arguments: &Channel, channel: &ChannelName) -> O
         let (what, from, to) = match &change.action {
             Action::Promote { from, to, .. } => ("promote", from, to),
             Action::Rollback { from, to, .. } => ("rollback", from, to),
-            Action::Publish { .. } | Action::Revoke { .. } | Action::Lift { .. } => return None,
+            Action::Publish { .. } | Action::Revoke { .. } | Action::Lift { .. } | Action::Retire { .. } => {
+                return None;
+            }
         };
         Some((change, what, from, to))
     });

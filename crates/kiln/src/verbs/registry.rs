@@ -1,10 +1,11 @@
 //! `kiln registry`: looking after a registry.
 
 use kiln_core::ByteSize;
-use kiln_registry::Report;
+use kiln_registry::{Intent, Report, Rules};
 
 use crate::{
-    arguments::{RegistryVerb, RegistryVerify},
+    arguments::{RegistryPrune, RegistryVerb, RegistryVerify},
+    calendar::Moment,
     failure::{Exit, Failure, Outcome},
     output,
     signals::Interruption,
@@ -14,6 +15,7 @@ use crate::{
 pub(crate) async fn run(verb: RegistryVerb) -> Outcome {
     match verb {
         RegistryVerb::Verify(arguments) => verify(arguments).await,
+        RegistryVerb::Prune(arguments) => prune(&arguments),
     }
 }
 
@@ -44,6 +46,33 @@ async fn verify(arguments: RegistryVerify) -> Outcome {
         ))
         .hint("build the same template again, or publish the same disk again, and what was set aside comes back")),
     }
+}
+
+fn prune(arguments: &RegistryPrune) -> Outcome {
+    let registry = surroundings::registry(&arguments.registry)?;
+    let now = surroundings::seconds();
+    let rules = Rules { newest: arguments.keep, days: arguments.keep_days, now };
+    let pruned = if arguments.remove {
+        let intent = Intent { by: surroundings::who(), now, reason: None, allow_revoked: false };
+        registry.prune(&rules, &intent)?
+    } else {
+        registry.prune_dry(&rules)?
+    };
+    if arguments.json {
+        output::json(&pruned)?;
+    } else if !pruned.versions.is_empty() {
+        let heading = ["VERSION", "PUBLISHED", "KEPT BECAUSE"].map(str::to_owned).to_vec();
+        let rows = pruned.versions.iter().map(|verdict| {
+            let goes = if arguments.remove { "- removed" } else { "- would go" };
+            let published = Moment::of_seconds(verdict.published).minute();
+            vec![verdict.version.to_string(), published, verdict.kept.as_deref().unwrap_or(goes).to_owned()]
+        });
+        output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
+    }
+    let gone = pruned.versions.iter().filter(|verdict| verdict.kept.is_none()).count();
+    let what = format!("{gone} versions and {} blobs, {}", pruned.blobs, ByteSize(pruned.bytes).approximate());
+    output::talk(&if arguments.remove { format!("removed {what}") } else { format!("`--remove` would remove {what}") });
+    Ok(Exit::Done)
 }
 
 fn say(report: &Report) {

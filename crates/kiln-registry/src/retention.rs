@@ -1,0 +1,220 @@
+//! Retention and collection: which versions go, and which blobs nobody needs any more.
+//!
+//! What is removed is decided and removed while nobody publishes, exports or moves a channel: all of them hold a shared lock,
+//! which the kernel takes back when they die, and collection needs it alone. First the versions leave the log and
+//! the head, then blobs that no listed version names are unlinked. Killed anywhere, the next collection goes on. When it
+//! cannot be told what a version needs, nothing is removed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, TryLockError},
+    io,
+};
+
+use kiln_core::{Digest, Version};
+use serde::Serialize;
+
+use crate::{
+    Action, Registry, RegistryError,
+    channel::{self, Intent},
+    content::Content,
+    durable::{self, failed},
+    head::{Head, Listed},
+    lay_down::Form,
+    lineage::Parent,
+};
+
+/// What is kept besides what channels and kept versions need. Without any rule every version is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// The newest so many versions of each image.
+    pub newest: Option<usize>,
+    /// Versions published in the last so many days.
+    pub days: Option<u64>,
+    /// Seconds since 1970, UTC.
+    pub now: u64,
+}
+
+/// What becomes of a version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    pub version: Parent,
+    /// Seconds since 1970, UTC.
+    pub published: u64,
+    /// Why it is kept; `None`: it goes.
+    pub kept: Option<String>,
+}
+
+/// What was removed, or would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Pruned {
+    pub versions: Vec<Verdict>,
+    /// Blobs that no kept version needs, and their bytes.
+    pub blobs: usize,
+    pub bytes: u64,
+}
+
+impl Registry {
+    /// Says what `rules` would remove, and changes nothing.
+    pub fn prune_dry(&self, rules: &Rules) -> Result<Pruned, RegistryError> {
+        let heads = self.heads()?;
+        let versions = self.decide(&heads, rules)?;
+        let mut unneeded = Vec::new();
+        if !heads.is_empty() {
+            unneeded = self.unneeded(&self.needed(&heads, &versions)?)?;
+        }
+        Ok(Pruned { blobs: unneeded.len(), bytes: unneeded.iter().map(|(_, bytes)| bytes).sum(), versions })
+    }
+
+    /// Removes the versions that `rules` do not keep, and every blob that no kept version needs. Fails at once when
+    /// somebody publishes, exports or moves a channel.
+    pub fn prune(&self, rules: &Rules, intent: &Intent) -> Result<Pruned, RegistryError> {
+        let Some(_alone) = self.alone()? else { return self.prune_dry(rules) };
+        // What was begun by somebody who is dead is finished first: it must not look unneeded.
+        for image in self.names()? {
+            self.recover(&image, intent.now)?;
+        }
+        let heads = self.heads()?;
+        let versions = self.decide(&heads, rules)?;
+        let needed = self.needed(&heads, &versions)?;
+        for (image, head) in heads {
+            let gone = |listed: &&Listed| {
+                versions.iter().any(|verdict| {
+                    verdict.kept.is_none()
+                        && verdict.version.image == image
+                        && verdict.version.version == listed.version
+                })
+            };
+            let retired: BTreeMap<Version, Digest> =
+                head.versions.iter().filter(gone).map(|listed| (listed.version.clone(), listed.disk)).collect();
+            if retired.is_empty() {
+                continue;
+            }
+            let mut next = head.clone();
+            next.versions.retain(|listed| !retired.contains_key(&listed.version));
+            let action = Action::Retire { versions: retired.keys().cloned().collect() };
+            next.state.retired.extend(retired);
+            self.commit(&image, next, action, (&intent.by, intent.now), intent.reason.clone())?;
+        }
+        let unneeded = self.unneeded(&needed)?;
+        for (digest, _) in &unneeded {
+            let blob = self.blob(digest);
+            fs::remove_file(&blob).map_err(failed("remove", &blob))?;
+        }
+        durable::sync_directory_of(&self.blob(&Digest::of(b"")))?;
+        Ok(Pruned { blobs: unneeded.len(), bytes: unneeded.iter().map(|(_, bytes)| bytes).sum(), versions })
+    }
+
+    /// The lock that all who publish or read blobs share, for us alone. `None` when nobody ever published.
+    fn alone(&self) -> Result<Option<File>, RegistryError> {
+        let path = self.temporary().join("lock");
+        let file = match File::options().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Err(RegistryError::Busy { path: self.root().to_owned() }),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        }
+    }
+
+    fn heads(&self) -> Result<BTreeMap<kiln_core::ImageName, Head>, RegistryError> {
+        self.names()?.into_iter().map(|image| Ok((image.clone(), Head::read(&self.image(&image))?))).collect()
+    }
+
+    fn decide(
+        &self,
+        heads: &BTreeMap<kiln_core::ImageName, Head>,
+        rules: &Rules,
+    ) -> Result<Vec<Verdict>, RegistryError> {
+        let mut verdicts = Vec::new();
+        let mut parents = BTreeMap::new();
+        for (image, head) in heads {
+            let mut pointed = BTreeMap::<Version, String>::new();
+            for name in head.state.channels.keys() {
+                if let Some(version) = channel::before(&self.log(image)?, name).into_iter().next() {
+                    pointed.entry(version).or_insert_with(|| format!("a rollback of {name} goes there"));
+                }
+            }
+            for (name, channel) in &head.state.channels {
+                pointed.insert(channel.version.clone(), format!("{name} points there"));
+            }
+            for (place, listed) in head.versions.iter().enumerate() {
+                let version = Parent { image: image.clone(), version: listed.version.clone() };
+                if let Some(parent) = &listed.parent {
+                    parents.insert(version.clone(), parent.clone());
+                }
+                let kept = by_rule(listed, place, rules).or_else(|| pointed.get(&listed.version).cloned());
+                verdicts.push(Verdict { version, published: listed.published, kept });
+            }
+        }
+        // What a kept version was baked on is kept, and what that was baked on.
+        let kept = verdicts.iter().filter(|verdict| verdict.kept.is_some());
+        let mut kept: Vec<_> = kept.map(|verdict| verdict.version.clone()).collect();
+        while let Some(child) = kept.pop() {
+            let Some(parent) = parents.get(&child) else { continue };
+            if let Some(verdict) =
+                verdicts.iter_mut().find(|verdict| verdict.version == *parent && verdict.kept.is_none())
+            {
+                verdict.kept = Some(format!("{child} is baked on it"));
+                kept.push(parent.clone());
+            }
+        }
+        Ok(verdicts)
+    }
+
+    /// Every blob that the kept versions name.
+    fn needed(
+        &self,
+        heads: &BTreeMap<kiln_core::ImageName, Head>,
+        verdicts: &[Verdict],
+    ) -> Result<BTreeSet<Digest>, RegistryError> {
+        let mut needed = BTreeSet::new();
+        for verdict in verdicts.iter().filter(|verdict| verdict.kept.is_some()) {
+            let Parent { image, version } = &verdict.version;
+            let Some(listed) = heads.get(image).and_then(|head| head.lists(version)) else { continue };
+            let record = self.listed_record(image, listed)?;
+            let manifest = self.blob_bytes(&record.manifest).map_err(|damage| self.set_aside(damage))?;
+            let blobs = Content::blobs_of(&manifest)
+                .map_err(|problem| RegistryError::Content { blob: self.blob(&record.manifest.digest), problem })?;
+            needed.insert(record.manifest.digest);
+            needed.extend(blobs.iter().map(|blob| blob.digest));
+            let whole = record.artifact.files.iter().filter(|file| Form::of(&file.format).is_none());
+            needed.extend(whole.map(|file| file.sha256));
+        }
+        Ok(needed)
+    }
+
+    /// The blobs that are not in `needed`, with their sizes. A file whose name is no digest is none of ours.
+    pub(crate) fn unneeded(&self, needed: &BTreeSet<Digest>) -> Result<Vec<(Digest, u64)>, RegistryError> {
+        let directory = self.root().join("blobs/sha256");
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(failed("read", &directory)(error)),
+        };
+        let mut unneeded = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(failed("read", &directory))?;
+            let digest = entry.file_name().to_str().and_then(|name| format!("sha256:{name}").parse::<Digest>().ok());
+            if let Some(digest) = digest.filter(|digest| !needed.contains(digest)) {
+                unneeded.push((digest, entry.metadata().map_or(0, |metadata| metadata.len())));
+            }
+        }
+        Ok(unneeded)
+    }
+}
+
+fn by_rule(listed: &Listed, place: usize, rules: &Rules) -> Option<String> {
+    const DAY: u64 = 86_400;
+    if rules.newest.is_none() && rules.days.is_none() {
+        return Some("no rule was given".to_owned());
+    }
+    if let Some(newest) = rules.newest.filter(|newest| place < *newest) {
+        return Some(format!("one of the newest {newest}"));
+    }
+    let days = rules.days.filter(|days| listed.published.saturating_add(days.saturating_mul(DAY)) > rules.now)?;
+    Some(format!("younger than {days} days"))
+}
