@@ -10,7 +10,7 @@ use std::{
 };
 
 use kiln_tests::{
-    home::{Home, Ran},
+    home::{Home, Ran, repository},
     running::{Build, alone, gone, nothing_but_logs},
 };
 
@@ -150,4 +150,17 @@ fn a_secret_that_stays_in_the_image_stops_the_bake_and_is_never_shown() {
     let base64 = "Y2FuYXJ5LTdmM2E5MWMyNWUtZG8tbm90LXNob3";
     assert!(!texts.iter().any(|text| text.contains(VALUE) || text.contains(base64)));
     nothing_but_logs(&home, "a leak");
+}
+
+/// Two builds, or one greedy one, must not bring the machine into swapping: said before anything is begun.
+#[test]
+fn a_guest_that_the_machine_cannot_hold_is_refused_at_once() {
+    let home = Home::new("greedy");
+    let template = home.path("greedy.toml");
+    let text = fs::read_to_string(repository().join("tests/templates/tiny/template.toml")).expect("read the template");
+    fs::write(&template, text.replace("768 MiB", "4 TiB")).expect("write the template");
+    let built = home.kiln(&["build", template.to_str().expect("a UTF-8 path")]);
+    assert_eq!(built.code, Some(1), "{built:?}");
+    assert!(built.stderr.contains("memory of 4 TiB does not fit"), "{built:?}");
+    nothing_but_logs(&home, "a refusal");
 }

@@ -12,6 +12,7 @@ pub mod guard;
 pub mod guest;
 pub mod keys;
 pub mod ledger;
+pub mod memory;
 pub mod process;
 pub mod random;
 pub mod ssh;

@@ -22,6 +22,8 @@ use crate::{
 pub enum BakeError {
     #[error("`{tools}` is not installed")]
     MissingTools { tools: String },
+    #[error("the guest's memory of {memory} does not fit into what this machine has left, {}", available.approximate())]
+    Memory { memory: ByteSize, available: ByteSize },
     #[error(transparent)]
     Fs(#[from] FsError),
     #[error(transparent)]
@@ -131,6 +133,7 @@ impl BakeError {
     /// The next thing to try.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Memory { .. } => "give `[builder.qemu]` less `memory`, or wait for other builds to end".to_owned(),
             Self::MissingTools { .. } => "`kiln doctor --install` installs what is missing".to_owned(),
             Self::Step(_) | Self::Check(_) => "rerun with `--on-error keep` and look inside with `kiln ssh`".to_owned(),
             Self::ArtifactCheck(_) => {

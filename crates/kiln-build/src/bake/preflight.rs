@@ -1,7 +1,10 @@
-//! Everything that can be known before the first slow step: room on the disk, tools, secrets.
+//! Everything that can be known before the first slow step: tools, room on the disk and in memory.
 
-use kiln_core::plan::{Base, Builder, Plan};
-use kiln_io::{fs, process};
+use kiln_core::{
+    ByteSize,
+    plan::{Base, Builder, Plan},
+};
+use kiln_io::{fs, memory, process};
 
 use super::{BakeContext, BakeError};
 use crate::checkpoint::Take;
@@ -28,6 +31,10 @@ pub(super) fn check(plan: &Plan, context: &BakeContext) -> Result<(), BakeError>
     fs::require_space("bake", &context.dirs.state, disk)?;
     if context.checkpoints.take != Take::Off {
         fs::require_space("bake", &context.dirs.cache, disk)?;
+    }
+    // A guest that the machine cannot hold would be killed in the middle of the bake, or take others with it.
+    if let Some(available) = memory::available().map(ByteSize).filter(|available| *available < machine.memory) {
+        return Err(BakeError::Memory { memory: machine.memory, available });
     }
     fs::require_space("make the base", &context.dirs.cache, BASE_ROOM)?;
     Ok(())
