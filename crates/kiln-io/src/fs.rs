@@ -11,7 +11,7 @@ use std::{
 };
 
 pub use beneath::{resolve_beneath, resolve_within};
-pub use lock::{Lock, is_open_elsewhere};
+pub use lock::{Lock, is_open_elsewhere, lock_within};
 
 use crate::{error::FsError, random};
 

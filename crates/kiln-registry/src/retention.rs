@@ -7,11 +7,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
+    time::Duration,
 };
 
 use kiln_core::{Digest, Version};
+use kiln_io::fs::lock_within;
 use serde::Serialize;
 
 use crate::{
@@ -23,6 +25,9 @@ use crate::{
     lay_down::Form,
     lineage::Parent,
 };
+
+/// How long a collection waits for those who publish or read.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is kept besides what channels and kept versions need. Without any rule every version is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,10 +118,10 @@ impl Registry {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", &path)(error)),
         };
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Err(RegistryError::Busy { path: self.root().to_owned() }),
-            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        if lock_within(&file, PATIENCE).map_err(failed("lock", &path))? {
+            Ok(Some(file))
+        } else {
+            Err(RegistryError::Busy { path: self.root().to_owned() })
         }
     }
 

@@ -2,8 +2,9 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Seek as _, Write as _},
+    io::{self, Seek as _, Write as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, fcntl_lock, flock};
@@ -57,6 +58,22 @@ impl Lock {
     }
 }
 
+/// Locks an open file for its holder alone, waiting for others up to `patience`; false if they still have it then. A program
+/// that was just started holds what its parent had open until it runs: so a lock may outlive its holder for a moment.
+#[expect(clippy::disallowed_methods, reason = "for callers that do not run on tokio")]
+pub fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let start = Instant::now();
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < patience => std::thread::sleep(PAUSE),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Whether another process holds a record lock on a file, as QEMU does on every image it has open.
 pub fn is_open_elsewhere(path: &Path) -> bool {
     let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return false };
@@ -77,6 +94,17 @@ mod tests {
         assert!(error.to_string().ends_with("is in use by build b-1"), "{error}");
         drop(first);
         Lock::take(directory.path(), "build b-2").unwrap();
+    }
+
+    #[test]
+    fn waits_for_a_holder_that_is_about_to_go_and_gives_up_on_one_that_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let reader = Lock::share(directory.path()).unwrap();
+        let file = File::options().read(true).write(true).open(reader.path()).unwrap();
+        assert!(!lock_within(&file, Duration::ZERO).unwrap());
+        let gone = std::thread::spawn(move || drop(reader));
+        assert!(lock_within(&file, Duration::from_mins(1)).unwrap());
+        gone.join().unwrap();
     }
 
     #[test]
