@@ -11,10 +11,9 @@ pub(crate) struct Moment {
     pub(crate) year: u64,
     pub(crate) month: u64,
     pub(crate) day: u64,
-    /// Seconds since 1970.
-    whole: u64,
-    /// Seconds of the day.
+    /// Since 1970.
     seconds: u64,
+    of_day: u64,
     milliseconds: u32,
 }
 
@@ -22,13 +21,13 @@ impl Moment {
     pub(crate) fn of(time: SystemTime) -> Self {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let (year, month, day) = civil(since.as_secs() / 86_400);
-        let (whole, seconds) = (since.as_secs(), since.as_secs() % 86_400);
-        Self { year, month, day, whole, seconds, milliseconds: since.subsec_millis() }
+        let (seconds, of_day) = (since.as_secs(), since.as_secs() % 86_400);
+        Self { year, month, day, seconds, of_day, milliseconds: since.subsec_millis() }
     }
 
     /// Since 1970.
     pub(crate) const fn seconds(&self) -> u64 {
-        self.whole
+        self.seconds
     }
 
     pub(crate) fn of_seconds(seconds: u64) -> Self {
@@ -42,12 +41,12 @@ impl Moment {
 
     /// `2026-11-21 13:26`
     pub(crate) fn minute(&self) -> String {
-        format!("{} {:02}:{:02}", self.date(), self.seconds / 3600, self.seconds / 60 % 60)
+        format!("{} {:02}:{:02}", self.date(), self.of_day / 3600, self.of_day / 60 % 60)
     }
 
     /// `2026-11-21T13:26:36.123Z` (RFC 3339)
     pub(crate) fn rfc3339(&self) -> String {
-        let (hours, minutes, seconds) = (self.seconds / 3600, self.seconds / 60 % 60, self.seconds % 60);
+        let (hours, minutes, seconds) = (self.of_day / 3600, self.of_day / 60 % 60, self.of_day % 60);
         format!("{}T{hours:02}:{minutes:02}:{seconds:02}.{:03}Z", self.date(), self.milliseconds)
     }
 }

@@ -1,0 +1,78 @@
+//! Arguments of the verbs that read what is published.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use kiln_core::ImageName;
+use kiln_registry::Selector;
+
+use super::RegistryArguments;
+
+#[derive(Debug, Args)]
+pub(crate) struct Images {
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Every version of this image instead of the newest of each
+    #[arg(value_name = "NAME")]
+    pub(crate) image: Option<ImageName>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// An image, one version of it, or what a channel points to
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
+    pub(crate) image: Selector,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Print the artifact's record as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Export {
+    /// An image, one version of it, or what a channel points to
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
+    pub(crate) image: Selector,
+    /// The file to write; it appears when it is complete
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: PathBuf,
+    /// The format: qcow2, raw and raw.zst are laid down from what is stored, others are converted with qemu-img
+    #[arg(long, value_name = "FORMAT", default_value = "qcow2", value_parser = ["qcow2", "raw", "raw.zst", "vmdk", "vhd"])]
+    pub(crate) format: String,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Use a revoked version all the same, when the version itself is named
+    #[arg(long)]
+    pub(crate) allow_revoked: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resolve {
+    /// An image, a version, or what a channel points to
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
+    pub(crate) image: Selector,
+    /// How it is printed; json is one flat object of texts
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = ResolveFormat::Json)]
+    pub(crate) format: ResolveFormat,
+    /// Use a revoked version all the same, when the version itself is named
+    #[arg(long)]
+    pub(crate) allow_revoked: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ResolveFormat {
+    Json,
+    Env,
+    Tfvars,
+    GithubOutput,
+    Ansible,
+}

@@ -1,0 +1,48 @@
+//! Which registry, and the arguments of `kiln registry`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Where images are published.
+#[derive(Debug, Args)]
+pub(crate) struct RegistryArguments {
+    /// The registry's directory [default: `registry` in kiln's data directory]
+    #[arg(long, value_name = "DIRECTORY", env = "KILN_REGISTRY", hide_env_values = true)]
+    pub(crate) registry: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RegistryVerb {
+    /// Read everything and compare it with its digests; set bad blobs aside and name the versions they harm
+    Verify(RegistryVerify),
+    /// Say which versions and blobs are not needed any more, and why the others are kept; remove them with --remove
+    Prune(RegistryPrune),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegistryPrune {
+    /// Keep the newest N versions of each image
+    #[arg(long, value_name = "N")]
+    pub(crate) keep: Option<usize>,
+    /// Keep what was published in the last N days
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_days: Option<u64>,
+    /// Remove the others, and every blob that nothing needs; what a channel points to, its rollback, and the bases of what is kept stay
+    #[arg(long)]
+    pub(crate) remove: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegistryVerify {
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,47 @@
+//! What a template is called with, and the verbs that only read one.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// A template, its variables, and which of its images.
+#[derive(Debug, Args)]
+pub(crate) struct TemplateArguments {
+    /// A directory with a `template.toml`, or a TOML file
+    #[arg(value_name = "TEMPLATE", default_value = ".")]
+    pub(crate) template: PathBuf,
+    /// Set a variable; wins over --var-file and the environment (`KILN_VAR_NAME`)
+    #[arg(long = "var", value_name = "NAME=VALUE")]
+    pub(crate) variables: Vec<String>,
+    /// Take variables from a TOML file; a later file wins over an earlier one
+    #[arg(long = "var-file", value_name = "FILE")]
+    pub(crate) variable_files: Vec<PathBuf>,
+    /// Only these images of a matrix: a name, or a pattern with * and ?
+    #[arg(long, visible_alias = "member", value_name = "IMAGE")]
+    pub(crate) only: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Validate {
+    #[command(flatten)]
+    pub(crate) template: TemplateArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) template: TemplateArguments,
+    /// Print the whole plan as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fmt {
+    /// Template files, or directories with a `template.toml`; `-` reads stdin and writes stdout
+    #[arg(value_name = "TEMPLATE", default_value = ".")]
+    pub(crate) templates: Vec<PathBuf>,
+    /// Change nothing; exit with 1 and name the files that would change
+    #[arg(long)]
+    pub(crate) check: bool,
+}
