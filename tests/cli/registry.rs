@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::process::ExitStatusExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -132,6 +133,28 @@ fn every_format_comes_out_with_the_bytes_that_went_in() {
     user.kiln(&["export", "web", "--format", "raw.zst", "--to", to.to_str().unwrap()]).ends_with(0);
     let restored = Command::new("zstd").arg("-dc").arg(&to).output().unwrap();
     assert!(restored.stdout == fs::read(&raw).unwrap());
+}
+
+#[test]
+fn an_export_that_is_killed_leaves_nothing_beside_its_target() {
+    let user = Home::apart("export-killed");
+    published(&user);
+    let directory = user.path("out");
+    fs::create_dir(&directory).unwrap();
+    // In the middle of the bytes, and when the whole file is about to get its name.
+    for (format, call) in [("raw", "pwrite64"), ("qcow2", "linkat"), ("raw", "linkat"), ("vmdk", "linkat")] {
+        let to = directory.join(format!("web.{format}"));
+        let kiln = user.command(&["export", "web", "--format", format, "--to", to.to_str().unwrap()]);
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
+        strace.args(["-e", &format!("inject={call}:signal=KILL")]);
+        strace.arg(kiln.get_program()).args(kiln.get_args()).current_dir(kiln.get_current_dir().unwrap()).env_clear();
+        strace.envs(kiln.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let output = strace.output().unwrap();
+        assert_eq!(output.status.signal(), Some(9), "{format} at {call}: {output:?}");
+        let left: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "{format} at {call} left {left:?}");
+    }
 }
 
 #[test]

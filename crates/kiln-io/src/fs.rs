@@ -2,6 +2,7 @@
 
 mod beneath;
 mod lock;
+mod unnamed;
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -12,6 +13,7 @@ use std::{
 
 pub use beneath::{resolve_beneath, resolve_within};
 pub use lock::{Lock, is_open_elsewhere, lock_within};
+pub use unnamed::Unnamed;
 
 use crate::{error::FsError, random};
 

@@ -1,20 +1,15 @@
 //! Reading: what is published, and its files out again, verified.
 
-use std::{fmt, fs, io, os::unix::fs::MetadataExt as _, path::Path, str::FromStr};
+use std::{fmt, fs, io, str::FromStr};
 
-use kiln_core::{
-    Digest, ImageName, Version,
-    artifact::{Artifact, File},
-    name::InvalidName,
-};
+use kiln_core::{Digest, ImageName, Version, artifact::Artifact, name::InvalidName};
 
 use crate::{
     Registry, RegistryError,
     content::{Content, LONGEST_MANIFEST},
-    damage::{Damage, Problem},
-    durable::{self, Temporary, failed},
+    damage::Damage,
+    durable::failed,
     head::{Head, Listed, Record},
-    lay_down::{Form, Plain, Sparse},
 };
 
 /// Which version of an image: `web` (the newest), `web@1.4.0`, `web@stable` or `web@sha256:..` (the disk digest).
@@ -146,98 +141,6 @@ impl Registry {
             let same = (content.disk, content.size) == (disk.digest, disk.size);
             if same { Ok(content) } else { Err("it is another disk than the one in the record".to_owned()) }
         }))
-    }
-
-    /// Writes the file of `record` that has `format` to `to`, which appears when every byte was verified. The qcow2, raw and
-    /// raw.zst are laid down from the stored frames. `watch` gets the bytes done and says whether to go on.
-    pub fn export(
-        &self,
-        record: &Record,
-        format: &str,
-        to: &Path,
-        watch: &dyn Fn(u64) -> bool,
-    ) -> Result<File, RegistryError> {
-        let _leased = self.lease()?;
-        // Before the lease it may have been retired, and its blobs collected.
-        let Artifact { image, version, .. } = &record.artifact;
-        let reference = Reference::Named(version.clone());
-        Self::select(&self.head(image)?, &Selector { image: image.clone(), reference })?;
-        let directory = match to.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let temporary = Temporary::in_directory(directory);
-        let file = match Form::of(format) {
-            None => self.copy_file(record, format, &temporary, watch)?,
-            Some(form) => self.lay_down_file(record, format, form, &temporary, watch)?,
-        };
-        temporary.replace(to)?;
-        Ok(file)
-    }
-
-    fn copy_file(
-        &self,
-        record: &Record,
-        format: &str,
-        to: &Temporary,
-        watch: &dyn Fn(u64) -> bool,
-    ) -> Result<File, RegistryError> {
-        let file = record.file(format).ok_or_else(|| RegistryError::UnknownFormat {
-            image: record.artifact.image.clone(),
-            version: record.artifact.version.clone(),
-            format: format.to_owned(),
-            stored: record.artifact.files.iter().map(|file| file.format.clone()).collect(),
-        })?;
-        let blob = self.blob(&file.sha256);
-        let inode = fs::metadata(&blob).map(|metadata| metadata.ino());
-        let inode = inode.map_err(|_| self.set_aside(Damage { blob: file.sha256, problem: Problem::Missing }))?;
-        let (found, written) = durable::copy(&blob, to.path(), file.bytes, watch)?;
-        if found != file.sha256 {
-            let what = format!("it has the digest {found}");
-            return Err(self.set_aside(Damage { blob: file.sha256, problem: Problem::Altered { what, inode } }));
-        }
-        written.sync_all().map_err(failed("sync", to.path()))?;
-        Ok(file.clone())
-    }
-
-    fn lay_down_file(
-        &self,
-        record: &Record,
-        format: &str,
-        form: Form,
-        to: &Temporary,
-        watch: &dyn Fn(u64) -> bool,
-    ) -> Result<File, RegistryError> {
-        let content = self.content(record)?;
-        let written = durable::create_file(to.path())?;
-        let into_place = |error| match error {
-            RegistryError::Sink(source) => failed("write", to.path())(source),
-            other => other,
-        };
-        let (bytes, sha256) = if form == Form::Raw {
-            let mut sink = Sparse { file: &written, at: 0 };
-            let laid = self.lay_down(&content, form, &mut sink, watch).map_err(into_place)?;
-            written.set_len(content.size).map_err(failed("write", to.path()))?;
-            laid
-        } else {
-            self.lay_down(&content, form, &mut Plain(&written), watch).map_err(into_place)?
-        };
-        let file = match record.file(format) {
-            Some(file) if file.sha256 != sha256 => {
-                return Err(RegistryError::Altered {
-                    path: to.path().to_owned(),
-                    expected: file.sha256,
-                    found: sha256,
-                });
-            }
-            Some(file) => file.clone(),
-            None => {
-                let name = format!("{}.{format}", record.artifact.image);
-                File { name, format: format.to_owned(), bytes, sha256 }
-            }
-        };
-        written.sync_all().map_err(failed("sync", to.path()))?;
-        Ok(file)
     }
 
     pub(crate) fn names(&self) -> Result<Vec<ImageName>, RegistryError> {

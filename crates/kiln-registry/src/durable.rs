@@ -132,7 +132,8 @@ pub(crate) fn bring(
         let mut file = File::open(&path).map_err(failed("open", &path))?;
         (hash(&mut file, None, source, watch)?, file)
     } else {
-        copy(source, &path, metadata.len(), watch)?
+        let mut file = create_file(&path)?;
+        (copy(source, &mut file, &path, metadata.len(), watch)?, file)
     };
     if found != expected {
         return Err(RegistryError::Altered { path: source.to_owned(), expected, found });
@@ -143,17 +144,16 @@ pub(crate) fn bring(
     Ok(temporary)
 }
 
-/// Copies `source` to the new file `path`, hashing on the way.
+/// Copies `source` into the new file `output`, which is called `path` in errors, hashing on the way.
 pub(crate) fn copy(
     source: &Path,
+    output: &mut File,
     path: &Path,
     bytes: u64,
     watch: &dyn Fn(u64) -> bool,
-) -> Result<(Digest, File), RegistryError> {
+) -> Result<Digest, RegistryError> {
     let mut input = File::open(source).map_err(failed("open", source))?;
-    let mut output = create_file(path)?;
-    let digest = hash(&mut input, Some((&mut output, path, bytes)), source, watch)?;
-    Ok((digest, output))
+    hash(&mut input, Some((output, path, bytes)), source, watch)
 }
 
 fn hash(
@@ -184,7 +184,7 @@ fn hash(
     Ok(Digest::from_bytes(hasher.finalize().into()))
 }
 
-pub(crate) fn create_file(path: &Path) -> Result<File, RegistryError> {
+fn create_file(path: &Path) -> Result<File, RegistryError> {
     OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).map_err(failed("create", path))
 }
 

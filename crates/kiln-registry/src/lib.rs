@@ -26,6 +26,7 @@ mod content;
 mod damage;
 mod durable;
 mod error;
+mod export;
 mod filesystem;
 mod head;
 mod lay_down;

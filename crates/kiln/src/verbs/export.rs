@@ -1,16 +1,13 @@
 //! `kiln export`: a disk image out of the registry, in any format.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use kiln_core::ByteSize;
 use kiln_io::{
+    fs::Unnamed,
     process::{self, Limits, Spec},
-    random,
 };
-use kiln_registry::{Record, Registry};
+use kiln_registry::{Record, Registry, RegistryError};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -55,13 +52,11 @@ async fn write(
     to: PathBuf,
     cancel: CancellationToken,
 ) -> Result<u64, Failure> {
-    let written =
-        tokio::task::spawn_blocking(move || registry.export(&record, &format, &to, &|_| !cancel.is_cancelled()));
-    let written = written.await.map_err(|error| Failure::new("the work was ended").because(error.to_string()))?;
-    Ok(written?.bytes)
+    let watch = move |_| !cancel.is_cancelled();
+    Ok(waited(move || registry.export(&record, &format, &to, &watch)).await?.bytes)
 }
 
-/// Writes a format that is not stored, from the qcow2, which is laid down beside it. The file appears when it is complete.
+/// Writes a format that is not stored, from the qcow2, which is laid down beside it. Neither has a name before it is whole.
 async fn convert(
     registry: Registry,
     record: Record,
@@ -73,30 +68,25 @@ async fn convert(
         "vmdk" => &["-O", "vmdk", "-o", "subformat=streamOptimized"],
         _ => &["-O", "vpc", "-o", "subformat=dynamic,force_size=on"],
     };
-    let (source, temporary) = (Temporary::beside(to), Temporary::beside(to));
-    write(registry, record, "qcow2".to_owned(), source.0.clone(), cancel.clone()).await?;
-    let spec = Spec::new("qemu-img").args(["convert", "-f", "qcow2"]).args(options).arg(&source.0).arg(&temporary.0);
+    let failed = |error| Failure::from(kiln_io::fs::failed("write", to, 0)(error));
+    let target = Unnamed::beside(to).map_err(failed)?;
+    let source = {
+        let (cancel, to, source) = (cancel.clone(), to.to_owned(), Unnamed::beside(to).map_err(failed)?);
+        let watch = move |_| !cancel.is_cancelled();
+        waited(move || registry.export_into(&source, &record, "qcow2", &to, &watch).map(|_| source)).await?
+    };
+    let spec = Spec::new("qemu-img").args(["convert", "-f", "qcow2"]).args(options);
+    let spec = spec.arg(source.path()).arg(target.path());
     process::run(&spec, &Limits { deadline: None, cancel }, &mut |_, _| {}).await?;
-    let placed = fs::File::open(&temporary.0).and_then(|file| {
-        file.sync_all()?;
-        fs::rename(&temporary.0, to)?;
-        file.metadata()
-    });
-    placed.map(|metadata| metadata.len()).map_err(|error| kiln_io::fs::failed("write", to, 0)(error).into())
+    let bytes = target.file().metadata().map_err(failed)?.len();
+    target.place(to).map_err(failed)?;
+    Ok(bytes)
 }
 
-/// A file that is removed unless it was renamed.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn beside(to: &Path) -> Self {
-        let name = to.file_name().unwrap_or_default().to_string_lossy();
-        Self(to.with_file_name(format!(".{name}.{}.part", &random::nonce()[..8])))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
+/// Does what blocks on a thread of its own.
+async fn waited<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RegistryError> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|error| Failure::new("the work was ended").because(error.to_string()))??)
 }

@@ -1,7 +1,7 @@
 //! Where a baked image goes: into the registry, into a directory, or both.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,7 +12,7 @@ use kiln_core::{
     event::{Event, Events as _, Phase, Unit},
     plan::{Base, Plan, Qcow2Source},
 };
-use kiln_io::guest::Progress;
+use kiln_io::{fs::Unnamed, guest::Progress};
 use kiln_registry::{Publication, Published};
 
 use super::Session;
@@ -130,31 +130,34 @@ pub(super) fn check(output: &Path) -> Result<(), Failure> {
     fs::create_dir_all(output).map_err(|error| kiln_io::fs::failed("make", output, 0)(error).into())
 }
 
-/// `<output>/<image>-<version>/`, complete or absent; an earlier one of the same name is replaced.
+/// `<output>/<image>-<version>/`, complete or absent; an earlier one of the same name is replaced. The files get their names
+/// when all of them are written: a build that is killed on the way leaves none.
 fn copy(artifact: &Artifact, from: &Path, output: &Path) -> Result<PathBuf, Failure> {
-    let name = format!("{}-{}", artifact.image, artifact.version);
-    let part = output.join(format!(".{name}.{}.part", &kiln_io::random::nonce()[..8]));
-    let to = output.join(name);
-    let copied = fill(artifact, from, &part).and_then(|()| {
-        let placed = if to.exists() { fs::remove_dir_all(&to) } else { Ok(()) }.and_then(|()| fs::rename(&part, &to));
-        placed.map_err(|error| kiln_io::fs::failed("put the files at", &to, 0)(error).into())
-    });
-    if copied.is_err() {
-        let _ = fs::remove_dir_all(&part);
-    }
-    copied.map(|()| to)
-}
-
-fn fill(artifact: &Artifact, from: &Path, to: &Path) -> Result<(), Failure> {
-    fs::create_dir_all(to).map_err(kiln_io::fs::failed("make", to, 0))?;
+    let to = output.join(format!("{}-{}", artifact.image, artifact.version));
+    let failed = |error| Failure::from(kiln_io::fs::failed("put the files at", &to, 0)(error));
+    let mut written = Vec::new();
     for file in &artifact.files {
-        let target = to.join(&file.name);
+        let (unnamed, target) = (Unnamed::beside(&to).map_err(failed)?, to.join(&file.name));
         // A copy, not a second name: whoever works with it here must not be able to change what is published.
-        fs::copy(from.join(&file.name), &target).map_err(kiln_io::fs::failed("write", &target, file.bytes))?;
-        let synced = fs::File::open(&target).and_then(|file| file.sync_all());
-        synced.map_err(kiln_io::fs::failed("write", &target, file.bytes))?;
+        let copied =
+            fs::File::open(from.join(&file.name)).and_then(|mut file| io::copy(&mut file, &mut unnamed.file()));
+        copied.map_err(kiln_io::fs::failed("write", &target, file.bytes))?;
+        written.push((unnamed, &file.name));
     }
     let record = serde_json::to_vec_pretty(artifact).map_err(|error| Failure::of(&error))?;
-    kiln_io::fs::write_atomic(&to.join(RECORD), &record, 0o644)?;
-    Ok(())
+    let part = output.join(format!(".{}.part", &kiln_io::random::nonce()[..8]));
+    let placed = (|| {
+        fs::create_dir(&part)?;
+        written.into_iter().try_for_each(|(file, name)| file.place(&part.join(name)))?;
+        fs::write(part.join(RECORD), record)?;
+        if to.exists() {
+            fs::remove_dir_all(&to)?;
+        }
+        fs::rename(&part, &to)
+    })();
+    placed.map_err(|error| {
+        let _ = fs::remove_dir_all(&part);
+        failed(error)
+    })?;
+    Ok(to)
 }

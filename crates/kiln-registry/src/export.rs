@@ -1,0 +1,122 @@
+//! Exporting: a file of a version out of the registry, verified.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
+
+use kiln_core::artifact::{self, Artifact};
+use kiln_io::fs::Unnamed;
+
+use crate::{
+    Reference, Registry, RegistryError, Selector,
+    damage::{Damage, Problem},
+    durable::{self, failed},
+    head::Record,
+    lay_down::{Form, Plain, Sparse},
+};
+
+/// Where an exported file goes.
+struct Target<'a> {
+    file: File,
+    /// What it is called in errors.
+    path: &'a Path,
+}
+
+impl Registry {
+    /// Writes the file of `record` that has `format` to `to`, which appears when every byte was verified; what had the
+    /// name before is replaced. `watch` gets the bytes done and says whether to go on.
+    pub fn export(
+        &self,
+        record: &Record,
+        format: &str,
+        to: &Path,
+        watch: &dyn Fn(u64) -> bool,
+    ) -> Result<artifact::File, RegistryError> {
+        let unnamed = Unnamed::beside(to).map_err(failed("create", to))?;
+        let file = self.export_into(&unnamed, record, format, to, watch)?;
+        unnamed.place(to).map_err(failed("write", to))?;
+        Ok(file)
+    }
+
+    /// The same into a file that has no name yet, and is called `path` in errors. The qcow2, raw and raw.zst are laid down
+    /// from the stored frames.
+    pub fn export_into(
+        &self,
+        unnamed: &Unnamed,
+        record: &Record,
+        format: &str,
+        path: &Path,
+        watch: &dyn Fn(u64) -> bool,
+    ) -> Result<artifact::File, RegistryError> {
+        let _leased = self.lease()?;
+        // Before the lease it may have been retired, and its blobs collected.
+        let Artifact { image, version, .. } = &record.artifact;
+        let reference = Reference::Named(version.clone());
+        Self::select(&self.head(image)?, &Selector { image: image.clone(), reference })?;
+        let mut target = Target { file: unnamed.file().try_clone().map_err(failed("open", path))?, path };
+        match Form::of(format) {
+            None => self.copy_file(record, format, &mut target, watch),
+            Some(form) => self.lay_down_file(record, format, form, &target, watch),
+        }
+    }
+
+    fn copy_file(
+        &self,
+        record: &Record,
+        format: &str,
+        to: &mut Target<'_>,
+        watch: &dyn Fn(u64) -> bool,
+    ) -> Result<artifact::File, RegistryError> {
+        let file = record.file(format).ok_or_else(|| RegistryError::UnknownFormat {
+            image: record.artifact.image.clone(),
+            version: record.artifact.version.clone(),
+            format: format.to_owned(),
+            stored: record.artifact.files.iter().map(|file| file.format.clone()).collect(),
+        })?;
+        let blob = self.blob(&file.sha256);
+        let inode = fs::metadata(&blob).map(|metadata| metadata.ino());
+        let inode = inode.map_err(|_| self.set_aside(Damage { blob: file.sha256, problem: Problem::Missing }))?;
+        let found = durable::copy(&blob, &mut to.file, to.path, file.bytes, watch)?;
+        if found != file.sha256 {
+            let what = format!("it has the digest {found}");
+            return Err(self.set_aside(Damage { blob: file.sha256, problem: Problem::Altered { what, inode } }));
+        }
+        Ok(file.clone())
+    }
+
+    fn lay_down_file(
+        &self,
+        record: &Record,
+        format: &str,
+        form: Form,
+        to: &Target<'_>,
+        watch: &dyn Fn(u64) -> bool,
+    ) -> Result<artifact::File, RegistryError> {
+        let content = self.content(record)?;
+        let into_place = |error| match error {
+            RegistryError::Sink(source) => failed("write", to.path)(source),
+            other => other,
+        };
+        let (bytes, sha256) = if form == Form::Raw {
+            let mut sink = Sparse { file: &to.file, at: 0 };
+            let laid = self.lay_down(&content, form, &mut sink, watch).map_err(into_place)?;
+            to.file.set_len(content.size).map_err(failed("write", to.path))?;
+            laid
+        } else {
+            self.lay_down(&content, form, &mut Plain(&to.file), watch).map_err(into_place)?
+        };
+        let file = match record.file(format) {
+            Some(file) if file.sha256 != sha256 => {
+                return Err(RegistryError::Altered { path: to.path.to_owned(), expected: file.sha256, found: sha256 });
+            }
+            Some(file) => file.clone(),
+            None => {
+                let name = format!("{}.{format}", record.artifact.image);
+                artifact::File { name, format: format.to_owned(), bytes, sha256 }
+            }
+        };
+        Ok(file)
+    }
+}
