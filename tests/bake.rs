@@ -29,6 +29,8 @@ fn a_baked_web_server_boots_anywhere_and_serves() {
     // The disk of the template is larger than the base; the file system must have followed.
     assert!(one.read("df --output=size -m / | tail -1").trim().parse::<u64>().expect("a size") > 1500);
 
+    refuses_the_builds_own_keys(&home, &one);
+
     let two = PlainVm::boot(&qcow2, &home.path("two"), "clone-two", Firmware::Uefi);
     for identity in
         ["cat /etc/machine-id", "cat /etc/ssh/ssh_host_ed25519_key.pub", "sha256sum < /var/lib/systemd/random-seed"]
@@ -58,6 +60,18 @@ fn the_golden_base_is_hardened_and_publishes_once() {
         assert!(settings.contains(rule), "sshd does not hold `{rule}`:\n{settings}");
     }
     assert_eq!(vm.read("awk -F: '$2 !~ /^[!*]/' /etc/shadow"), "", "an account has a password");
+}
+
+/// The keys a bake logged in with are in its checkpoints; nothing that was published lets them in.
+fn refuses_the_builds_own_keys(home: &Home, clone: &PlainVm) {
+    let checkpoints = fs::read_dir(home.path("cache/checkpoints")).expect("list the checkpoints").flatten();
+    let keys: Vec<_> = checkpoints.map(|entry| entry.path().join("login.key")).filter(|key| key.exists()).collect();
+    assert!(!keys.is_empty(), "the bake took no checkpoint");
+    for key in keys {
+        let tried = clone.ssh_with(&key, "true");
+        assert_eq!(tried.status.code(), Some(255), "{tried:?}");
+        assert!(String::from_utf8_lossy(&tried.stderr).contains("Permission denied"), "{tried:?}");
+    }
 }
 
 /// `qemu-img` is the outside judge of our writer: the file is sound, and holds the guest's bytes exactly.

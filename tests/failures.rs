@@ -39,7 +39,6 @@ fn a_failed_step_leaves_its_machine_for_a_look_when_asked_to() {
 /// The disk of this machine fills up under a running step: the bake stops and names it, and nothing stays.
 #[test]
 fn a_host_disk_that_fills_up_stops_the_bake_and_is_named() {
-    let _turn = alone();
     /// Room for what a bake is refused without, and a little more.
     const STATE: &str = "size=1200m";
     const SCRIPT: &str = r#"
@@ -52,6 +51,7 @@ fn a_host_disk_that_fills_up_stops_the_bake_and_is_named() {
         (cd "$KILN_STATE_DIR" && find . -type f ! -name '*.log' ! -name '*.jsonl' ! -name log ! -name '*.console') >&2
         exit "$ended"
     "#;
+    let _turn = alone();
     let home = Home::new("host-full");
     fs::create_dir_all(home.path("state")).expect("make the state directory");
     let kiln = home.command(&["build", "tests/templates/writing", "--json", "--checkpoints", "off"]);
@@ -122,8 +122,8 @@ fn only_directory_with(root: &Path, name: &str) -> std::path::PathBuf {
 /// value itself is nowhere: not in what is said, not in a log, not in an event.
 #[test]
 fn a_secret_that_stays_in_the_image_stops_the_bake_and_is_never_shown() {
-    let _turn = alone();
     const VALUE: &str = "canary-7f3a91c25e-do-not-show";
+    let _turn = alone();
     let home = Home::new("leaking");
     let mut command = home.command(&["build", "tests/templates/leaking", "--json"]);
     let output = command.env("KILN_VAR_token", VALUE).output().expect("run kiln");

@@ -1,7 +1,10 @@
 //! Signals and `kill -9` in every phase of a real bake, the making of its base included: nothing is left running, no
 //! file but logs is left, nothing half published is visible.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::unix::process::ExitStatusExt as _,
+    time::{Duration, Instant},
+};
 
 use kiln_tests::{
     home::Home,
@@ -70,15 +73,19 @@ fn a_second_signal_leaves_at_once_and_says_what_remains() {
     nothing_but_logs(&home, "a step");
 }
 
+/// Somebody's `kill -9` or the kernel's; and what a failed allocation or a full stack makes of a program.
+const DEATHS: [&str; 2] = ["KILL", "ABRT"];
+
 #[test]
-fn kill_9_in_any_phase_leaves_nothing() {
+fn a_sudden_death_in_any_phase_leaves_nothing() {
     let _turn = alone();
-    for (event, what) in MOMENTS {
+    for ((event, what), death) in MOMENTS.into_iter().zip(DEATHS.into_iter().cycle()) {
         let home = Home::new(&format!("kill-{what}"));
         let mut build = Build::start(&home, TINY);
         build.wait_for(event, what);
-        build.signal("KILL");
-        build.end();
+        build.signal(death);
+        let (status, _) = build.end();
+        assert!(status.signal().is_some() && !status.core_dumped(), "{death} in `{what}`: {status:?}");
         gone(&home, what);
         // What the guard released itself is no longer listed; whatever it could not, this releases.
         home.kiln(&["clean"]).succeeds();
@@ -89,7 +96,7 @@ fn kill_9_in_any_phase_leaves_nothing() {
 
 /// Killed while the base is made, in a cache of its own: no process stays, and the next build makes it anew.
 #[test]
-fn kill_9_while_the_base_is_made_leaves_no_process() {
+fn a_sudden_death_while_the_base_is_made_leaves_no_process() {
     let _turn = alone();
     let home = Home::new("kill-base");
     let mut command = home.command(&["build", TINY, "--json"]);

@@ -63,9 +63,14 @@ impl PlainVm {
 
     /// Runs `script` as root through the stock `ssh` client.
     pub fn ssh(&self, script: &str) -> Output {
+        self.ssh_with(&self.work.join("key"), script)
+    }
+
+    /// The same with another key than the machine's owner has.
+    pub fn ssh_with(&self, key: &Path, script: &str) -> Output {
         Command::new("ssh")
-            .args(["-i"])
-            .arg(self.work.join("key"))
+            .args(["-o", "IdentitiesOnly=yes", "-i"])
+            .arg(key)
             .args(["-p", &self.ssh.to_string(), "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"])
             .args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=10"])
             .args(["root@127.0.0.1", script])

@@ -124,11 +124,19 @@ pub(crate) fn check(report: &mut Report, node: &Node, keys: &'static [Key], what
     let Some(table) = table(report, node, what) else { return };
     for (name, entry) in table {
         match keys.iter().find(|key| key.name == name) {
+            Some(Key { kind: kind @ Kind::Table(_), .. }) => check_kind(report, &entry.node, kind, &within(what, name)),
             Some(key) => check_kind(report, &entry.node, &key.kind, name),
             None => unknown(report, entry.key, name, what, keys.iter().map(|key| key.name)),
         }
     }
     missing(report, node.at, table, keys, what);
+}
+
+/// The name of a table as its header has it: `builder.qemu` inside `` `[builder]` ``.
+fn within(what: &str, name: &str) -> String {
+    let parent =
+        what.strip_prefix("`[").and_then(|rest| rest.strip_suffix("]`")).filter(|parent| !parent.contains('['));
+    parent.map_or_else(|| name.to_owned(), |parent| format!("{parent}.{name}"))
 }
 
 /// Reports a key that nobody knows.

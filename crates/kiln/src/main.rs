@@ -85,3 +85,26 @@ fn report_panics_without_their_message() {
         output::complain(&failure);
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::Command};
+
+    /// Panics when it is started again by the test below.
+    const VARIABLE: &str = "KILN_TEST_PANIC";
+
+    #[test]
+    fn a_panic_says_where_it_was_and_not_what_it_held() {
+        if let Ok(held) = env::var(VARIABLE) {
+            super::report_panics_without_their_message();
+            panic!("the value is {held}");
+        }
+        #[expect(clippy::disallowed_methods, reason = "the test itself, once more")]
+        let mut again = Command::new(env::current_exe().expect("the test's own path"));
+        again.args(["--exact", "tests::a_panic_says_where_it_was_and_not_what_it_held", "--nocapture"]);
+        let output = again.env(VARIABLE, "hunter2").output().expect("run the test again");
+        let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("kiln itself failed at crates/kiln/src/main.rs:"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
