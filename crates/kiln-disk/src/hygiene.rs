@@ -23,8 +23,8 @@ use crate::{
 };
 
 mod fat;
-mod little_endian;
-mod partitions;
+pub(crate) mod little_endian;
+pub(crate) mod partitions;
 mod rules;
 pub mod superblock;
 mod tree;

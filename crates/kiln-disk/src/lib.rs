@@ -11,6 +11,7 @@ pub mod fat;
 pub mod gpt;
 pub mod hygiene;
 pub mod ordered;
+pub mod placement;
 pub mod qcow2;
 pub mod raw;
 pub mod read_at;

@@ -12,21 +12,21 @@ const EFI_SYSTEM: [u8; 16] =
 
 /// A partition, or the whole disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Partition {
+pub(crate) struct Partition {
     /// `partition 1`, `the disk`.
-    pub(super) name: String,
-    pub(super) range: Range<u64>,
-    pub(super) efi_system: bool,
+    pub(crate) name: String,
+    pub(crate) range: Range<u64>,
+    pub(crate) efi_system: bool,
 }
 
 /// What was found, and what is wrong with the table.
 #[derive(Debug, Default)]
-pub(super) struct Table {
-    pub(super) partitions: Vec<Partition>,
-    pub(super) faults: Vec<String>,
+pub(crate) struct Table {
+    pub(crate) partitions: Vec<Partition>,
+    pub(crate) faults: Vec<String>,
 }
 
-pub(super) fn read(disk: &dyn ReadAt) -> io::Result<Table> {
+pub(crate) fn read(disk: &dyn ReadAt) -> io::Result<Table> {
     let mut first = [0; 512];
     if disk.size() < 2 * SECTOR {
         return Ok(whole(disk));

@@ -98,6 +98,33 @@ impl Superblock {
         Ok(())
     }
 
+    pub(crate) fn block_size(&self) -> u64 {
+        self.block_size
+    }
+
+    pub(crate) fn inode_size(&self) -> u16 {
+        u16::try_from(self.inode_size).unwrap_or(u16::MAX)
+    }
+
+    /// Where an inode lies in the volume; `None` for a number that no inode has, or a layout whose tables this does not find.
+    pub(crate) fn inode_offset(&self, volume: &dyn ReadAt, number: u32) -> io::Result<Option<u64>> {
+        let Some(index) = u64::from(number).checked_sub(1) else { return Ok(None) };
+        let known = self.incompatible & INCOMPAT_META_BG == 0 && (128..=4096).contains(&self.inode_size);
+        let group = index.checked_div(self.inodes_per_group).filter(|group| known && *group < self.groups());
+        let Some(group) = group else { return Ok(None) };
+        let descriptor = self.descriptor(volume, group)?;
+        let table = descriptor.at(0x8, 0x28).saturating_mul(self.block_size);
+        Ok(Some(table.saturating_add(index % self.inodes_per_group * self.inode_size)))
+    }
+
+    fn descriptor(&self, volume: &dyn ReadAt, group: u64) -> io::Result<Descriptor> {
+        let mut descriptor = Descriptor { bytes: [0; 64], wide: self.descriptor_size >= 64 };
+        let known = if descriptor.wide { 64 } else { 32 };
+        let first = (self.first_block + 1) * self.block_size;
+        volume.read_at(first + group * self.descriptor_size, &mut descriptor.bytes[..known])?;
+        Ok(descriptor)
+    }
+
     fn groups(&self) -> u64 {
         (self.blocks - self.first_block).div_ceil(self.blocks_per_group)
     }
@@ -145,25 +172,17 @@ impl Superblock {
         }
         let mut runs = Runs { run: 0..0, tell: &mut tell };
         let mut bitmap = vec![0; usize::try_from(self.block_size).unwrap_or(0)];
-        let descriptors = (self.first_block + 1) * self.block_size;
         for group in 0..self.groups() {
-            let mut descriptor = [0; 64];
-            let known = usize::try_from(self.descriptor_size.min(64)).unwrap_or(32);
-            volume.read_at(descriptors + group * self.descriptor_size, &mut descriptor[..known])?;
-            let high = |at| if known == 64 { u64::from(u32_at(&descriptor, at)) << 32 } else { 0 };
+            let descriptor = self.descriptor(volume, group)?;
+            let (bitmap_at, inode_bitmap, tables) =
+                (descriptor.at(0, 0x20), descriptor.at(0x4, 0x24), descriptor.at(0x8, 0x28));
             let first = self.first_block + group * self.blocks_per_group;
             let count = self.blocks_per_group.min(self.blocks - first);
-            if u16_at(&descriptor, 0x12) & GROUP_BLOCKS_UNINITIALISED != 0 {
-                let tables = high(0x28) | u64::from(u32_at(&descriptor, 0x8));
-                let bitmaps =
-                    [high(0x20) | u64::from(u32_at(&descriptor, 0)), high(0x24) | u64::from(u32_at(&descriptor, 4))];
-                self.uninitialised(first, count, tables, bitmaps, &mut runs)?;
+            if descriptor.flags() & GROUP_BLOCKS_UNINITIALISED != 0 {
+                self.uninitialised(first, count, tables, [bitmap_at, inode_bitmap], &mut runs)?;
                 continue;
             }
-            volume.read_at(
-                (high(0x20) | u64::from(u32_at(&descriptor, 0))).saturating_mul(self.block_size),
-                &mut bitmap,
-            )?;
+            volume.read_at(bitmap_at.saturating_mul(self.block_size), &mut bitmap)?;
             for block in 0..count {
                 let at = usize::try_from(block).unwrap_or(0);
                 if bitmap[at / 8] >> (at % 8) & 1 == 0 {
@@ -195,6 +214,24 @@ impl Superblock {
             }
         }
         Ok(())
+    }
+}
+
+/// A block group's descriptor.
+struct Descriptor {
+    bytes: [u8; 64],
+    wide: bool,
+}
+
+impl Descriptor {
+    /// A block number in two halves.
+    fn at(&self, low: usize, high: usize) -> u64 {
+        let high = if self.wide { u64::from(u32_at(&self.bytes, high)) << 32 } else { 0 };
+        high | u64::from(u32_at(&self.bytes, low))
+    }
+
+    fn flags(&self) -> u16 {
+        u16_at(&self.bytes, 0x12)
     }
 }
 

@@ -1,0 +1,229 @@
+//! What turns one tree into another, touching nothing that is the same in both.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    io,
+};
+
+use super::{
+    PlacementError,
+    inode::{Body, Inode, Kind, Time},
+    listing::Listing,
+};
+
+/// One change of the older tree. Paths have no leading slash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Edit {
+    Remove(Vec<u8>),
+    RemoveDirectory(Vec<u8>),
+    MakeDirectory(Vec<u8>),
+    /// A file with the content of this inode of the newer tree.
+    Write(Vec<u8>, u32),
+    Link {
+        path: Vec<u8>,
+        to: Vec<u8>,
+    },
+    SymbolicLink(Vec<u8>, Vec<u8>),
+    Node {
+        path: Vec<u8>,
+        kind: Kind,
+        major: u32,
+        minor: u32,
+    },
+    Set {
+        path: Vec<u8>,
+        field: &'static str,
+        value: Value,
+    },
+    SetXattr {
+        path: Vec<u8>,
+        name: Vec<u8>,
+        value: Vec<u8>,
+    },
+    RemoveXattr {
+        path: Vec<u8>,
+        name: Vec<u8>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Value {
+    Number(u32),
+    Octal(u16),
+    /// Seconds since 1970.
+    Seconds(u32),
+}
+
+/// Says whether two inodes, of the older and of the newer tree, hold the same bytes.
+pub(super) trait SameContent: FnMut(&Inode, &Inode) -> io::Result<bool> {}
+impl<F: FnMut(&Inode, &Inode) -> io::Result<bool>> SameContent for F {}
+
+/// The edits in an order in which they can be made.
+pub(super) fn edits(
+    old: &Listing,
+    new: &Listing,
+    mut same_content: impl SameContent,
+) -> Result<Vec<Edit>, PlacementError> {
+    let kept = kept(old, new, &mut same_content)?;
+    let mut edits = Vec::new();
+    let mut touched = BTreeSet::new();
+    // What is deeper comes later in byte order.
+    for (path, number) in old.paths.iter().rev().filter(|(path, _)| !kept.contains(*path)) {
+        let directory = old.inodes[number].kind == Kind::Directory;
+        touched.insert(parent(path));
+        edits.push(if directory { Edit::RemoveDirectory(path.clone()) } else { Edit::Remove(path.clone()) });
+    }
+    let mut made: HashMap<u32, &Vec<u8>> = HashMap::new();
+    for (path, number) in new.paths.iter().filter(|(path, _)| !kept.contains(*path)) {
+        touched.insert(parent(path));
+        edits.push(match made.get(number) {
+            Some(first) => Edit::Link { path: path.clone(), to: (*first).clone() },
+            None => create(path, *number, &new.inodes[number])?,
+        });
+        made.entry(*number).or_insert(path);
+    }
+    let mut told = BTreeSet::new();
+    for (path, number) in &new.paths {
+        let wanted = &new.inodes[number];
+        let before = kept.contains(path).then(|| old.at(path)).flatten().map(|(_, inode)| inode);
+        // Once for all names of an inode.
+        if told.insert(*number) {
+            let restless = wanted.kind == Kind::Directory && touched.contains(path.as_slice());
+            attributes(path, before, wanted, restless, &mut edits);
+        }
+    }
+    Ok(edits)
+}
+
+/// The paths whose inodes stay where they are.
+fn kept(
+    old: &Listing,
+    new: &Listing,
+    same_content: &mut impl SameContent,
+) -> Result<BTreeSet<Vec<u8>>, PlacementError> {
+    let mut kept = BTreeSet::new();
+    let mut judged: HashMap<u32, bool> = HashMap::new();
+    for (path, number) in &new.paths {
+        let Some((old_number, before)) = old.at(path) else { continue };
+        let wanted = &new.inodes[number];
+        let same = match judged.get(number) {
+            Some(same) => *same,
+            None if before.kind != wanted.kind || before.attributes != wanted.attributes => false,
+            None if wanted.kind == Kind::Directory => true,
+            // All names of an inode stay together or go together.
+            None if old.names[&old_number] != new.names[number] => false,
+            None => same_body(before, wanted, same_content)?,
+        };
+        judged.insert(*number, same);
+        if same {
+            kept.insert(path.clone());
+        }
+    }
+    Ok(kept)
+}
+
+fn same_body(old: &Inode, new: &Inode, same_content: &mut impl SameContent) -> io::Result<bool> {
+    match (&old.body, &new.body) {
+        (Body::Extents(_) | Body::Nothing, Body::Extents(_) | Body::Nothing) => {
+            Ok(old.size == new.size && (old.size == 0 || same_content(old, new)?))
+        }
+        (old, new) => Ok(old == new),
+    }
+}
+
+fn create(path: &[u8], number: u32, inode: &Inode) -> Result<Edit, PlacementError> {
+    if inode.attributes != 0 {
+        return Err(PlacementError::Unsupported("new files with attributes of chattr"));
+    }
+    let path = path.to_owned();
+    Ok(match (inode.kind, &inode.body) {
+        (Kind::Directory, _) => Edit::MakeDirectory(path),
+        (Kind::File, _) => Edit::Write(path, number),
+        (Kind::Link, Body::Target(target)) => Edit::SymbolicLink(path, target.clone()),
+        (kind @ (Kind::Character | Kind::Block), Body::Device { major, minor }) => {
+            Edit::Node { path, kind, major: *major, minor: *minor }
+        }
+        (kind @ Kind::Fifo, _) => Edit::Node { path, kind, major: 0, minor: 0 },
+        (Kind::Socket, _) => return Err(PlacementError::Unsupported("new sockets")),
+        _ => return Err(PlacementError::Unsupported("new symbolic links of 60 bytes or more")),
+    })
+}
+
+/// Brings mode, owner, times, links and extended attributes to what they are in the newer tree.
+fn attributes(path: &[u8], before: Option<&Inode>, wanted: &Inode, restless: bool, edits: &mut Vec<Edit>) {
+    let mut set = |field, value| edits.push(Edit::Set { path: path.to_owned(), field, value });
+    let differs = |of: fn(&Inode) -> u32| before.is_none_or(|before| of(before) != of(wanted));
+    if differs(|inode| inode.mode.into()) {
+        set("mode", Value::Octal(wanted.mode));
+    }
+    if differs(|inode| inode.uid) {
+        set("uid", Value::Number(wanted.uid));
+    }
+    if differs(|inode| inode.gid) {
+        set("gid", Value::Number(wanted.gid));
+    }
+    if before.is_none() && wanted.kind != Kind::Directory {
+        set("links_count", Value::Number(wanted.links.into()));
+    }
+    if restless || before.is_none_or(|before| before.modified != wanted.modified) {
+        let times: [(&str, &str, Time); 3] = [
+            ("mtime", "mtime_extra", wanted.modified),
+            ("ctime", "ctime_extra", wanted.changed),
+            ("atime", "atime_extra", wanted.accessed),
+        ];
+        let created = before.is_none().then_some(("crtime", "crtime_extra", wanted.created));
+        for (field, extra, (seconds, more)) in times.into_iter().chain(created) {
+            set(field, Value::Seconds(seconds));
+            set(extra, Value::Number(more));
+        }
+    }
+    let none = std::collections::BTreeMap::new();
+    let had = before.map_or(&none, |before| &before.xattrs);
+    for name in had.keys().filter(|name| !wanted.xattrs.contains_key(*name)) {
+        edits.push(Edit::RemoveXattr { path: path.to_owned(), name: name.clone() });
+    }
+    for (name, value) in wanted.xattrs.iter().filter(|(name, value)| had.get(*name) != Some(value)) {
+        edits.push(Edit::SetXattr { path: path.to_owned(), name: name.clone(), value: value.clone() });
+    }
+}
+
+pub(super) fn parent(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|byte| *byte == b'/').map_or(b"", |slash| &path[..slash])
+}
+
+/// The first path that is not the same in both trees, and what differs; directories' sizes and all times but that of the
+/// last modification are nobody's business.
+pub(super) fn difference(
+    one: &Listing,
+    other: &Listing,
+    mut same_content: impl SameContent,
+) -> Result<Option<(Vec<u8>, &'static str)>, PlacementError> {
+    if let Some(path) = one.paths.keys().find(|path| !other.paths.contains_key(*path)) {
+        return Ok(Some((path.clone(), "it should not be there")));
+    }
+    let mut compared = BTreeSet::new();
+    for (path, number) in &other.paths {
+        let Some((one_number, a)) = one.at(path) else { return Ok(Some((path.clone(), "it is missing"))) };
+        if !compared.insert(*number) {
+            continue;
+        }
+        let b = &other.inodes[number];
+        let what = if a.kind != b.kind || a.mode != b.mode {
+            "type or mode"
+        } else if (a.uid, a.gid) != (b.uid, b.gid) {
+            "owner"
+        } else if a.modified != b.modified {
+            "time of modification"
+        } else if a.xattrs != b.xattrs || a.attributes != b.attributes {
+            "attributes"
+        } else if one.names[&one_number] != other.names[number] || (a.kind != Kind::Directory && a.links != b.links) {
+            "names of the file"
+        } else if a.kind != Kind::Directory && !same_body(a, b, &mut same_content)? {
+            "content"
+        } else {
+            continue;
+        };
+        return Ok(Some((path.clone(), what)));
+    }
+    Ok(None)
+}
