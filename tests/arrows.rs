@@ -8,14 +8,15 @@ use std::{collections::BTreeMap, process::Command};
 use serde_json::Value;
 
 /// Each crate and the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("kiln-core", &[]),
     ("kiln-io", &["kiln-core"]),
     ("kiln-disk", &["kiln-core"]),
     ("kiln-provision", &["kiln-core", "kiln-io", "kiln-disk"]),
     ("kiln-build", &["kiln-core", "kiln-io", "kiln-disk", "kiln-provision"]),
     ("kiln-registry", &["kiln-core", "kiln-io", "kiln-disk"]),
-    ("kiln", &["kiln-core", "kiln-io", "kiln-disk", "kiln-provision", "kiln-build", "kiln-registry"]),
+    ("kiln-serve", &["kiln-core", "kiln-io", "kiln-disk", "kiln-registry"]),
+    ("kiln", &["kiln-core", "kiln-io", "kiln-disk", "kiln-provision", "kiln-build", "kiln-registry", "kiln-serve"]),
 ];
 
 /// Crates that the pure ones must not use: the world reaches them as a parameter.

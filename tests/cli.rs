@@ -16,7 +16,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 27] = [
+const VERBS: [&str; 29] = [
     "build",
     "validate",
     "plan",
@@ -34,6 +34,8 @@ const VERBS: [&str; 27] = [
     "registry",
     "registry verify",
     "registry prune",
+    "serve",
+    "token",
     "ssh",
     "logs",
     "doctor",

@@ -14,6 +14,7 @@ pub mod facts;
 pub mod format;
 mod keys;
 pub mod manifest;
+pub mod moment;
 pub mod name;
 mod node;
 mod options;

@@ -82,11 +82,11 @@ impl Registry {
         Ok(changes)
     }
 
-    fn change(&self, image: &ImageName, rev: u64) -> Result<Option<Change>, RegistryError> {
+    pub(crate) fn change(&self, image: &ImageName, rev: u64) -> Result<Option<Change>, RegistryError> {
         read_json(&self.image(image).join("log").join(format!("{rev}.json")))
     }
 
-    fn revisions(&self, image: &ImageName) -> Result<Vec<u64>, RegistryError> {
+    pub(crate) fn revisions(&self, image: &ImageName) -> Result<Vec<u64>, RegistryError> {
         let directory = self.image(image).join("log");
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,

@@ -18,9 +18,9 @@ pub(crate) const CONFIG_TYPE: &str = "application/vnd.kiln.machine-image.config.
 pub(crate) const SEGMENT_TYPE: &str = "application/vnd.kiln.machine-image.segment.v1+zstd";
 
 /// No manifest of a disk that kiln can seal is longer.
-pub(crate) const LONGEST_MANIFEST: u64 = 128 << 20;
+pub const LONGEST_MANIFEST: u64 = 128 << 20;
 /// 64 bytes for each chunk of 256 GiB of data.
-pub(crate) const LONGEST_CONFIG: u64 = 256 << 20;
+pub const LONGEST_CONFIG: u64 = 256 << 20;
 /// As when an image is sealed.
 const LARGEST_DISK: u64 = 2 << 40;
 /// Bytes of a chunk in the config: length of the frame, then the digest.

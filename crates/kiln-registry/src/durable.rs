@@ -78,7 +78,7 @@ pub(crate) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Er
 const ENTRY: u64 = 8 << 10;
 
 /// The same while `bytes` are being stored: a full disk becomes an error that says how much is needed.
-fn failed_to_store(
+pub(crate) fn failed_to_store(
     operation: &'static str,
     path: &Path,
     bytes: u64,

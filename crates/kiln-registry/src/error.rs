@@ -56,6 +56,8 @@ pub enum RegistryError {
     Busy { path: PathBuf },
     #[error("{image} {version} was published before and removed since")]
     Retired { image: ImageName, version: Version },
+    #[error("{} blobs of the offered version of `{image}` are not here", missing.len())]
+    Incomplete { image: ImageName, missing: Vec<Digest> },
     #[error("cannot write the image")]
     Sink(#[source] io::Error),
     #[error("the artifact names the file `{name}`, which is not a plain file name")]
@@ -137,6 +139,7 @@ impl RegistryError {
             }
             Self::Io { .. }
             | Self::Stopped { .. }
+            | Self::Incomplete { .. }
             | Self::Disk(_)
             | Self::Sink(_)
             | Self::NoQcow2 { .. }

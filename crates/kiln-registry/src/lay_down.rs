@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A file that is made of the segments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
     Qcow2,
     Raw,
@@ -132,7 +132,7 @@ impl Registry {
     }
 
     /// What `segment` gives to the file.
-    fn piece(&self, segment: &StoredSegment, form: Form) -> Result<Vec<u8>, Damage> {
+    pub(crate) fn piece(&self, segment: &StoredSegment, form: Form) -> Result<Vec<u8>, Damage> {
         let chunks = &segment.chunks;
         if segment.is_zero() {
             // Needs no blob to be known.
@@ -156,7 +156,12 @@ impl Registry {
 }
 
 /// The last piece ends where the disk ends, also in the middle of a chunk.
-fn cut(piece: &mut Vec<u8>, form: Form, last: Option<&StoredSegment>, size: u64) -> Result<(), RegistryError> {
+pub(crate) fn cut(
+    piece: &mut Vec<u8>,
+    form: Form,
+    last: Option<&StoredSegment>,
+    size: u64,
+) -> Result<(), RegistryError> {
     let inside = usize::try_from(size % CHUNK as u64).unwrap_or(0);
     let Some(last) = last.filter(|_| inside != 0 && form != Form::Qcow2) else { return Ok(()) };
     if form == Form::Raw {

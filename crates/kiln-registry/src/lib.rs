@@ -31,9 +31,12 @@ mod filesystem;
 mod head;
 mod lay_down;
 mod lineage;
+mod listing;
 mod publish;
+mod receive;
 mod retention;
 mod store;
+mod view;
 
 use std::{
     fs,
@@ -47,12 +50,15 @@ pub use self::{
     change::{Action, Change},
     channel::{Intent, Moved},
     check::{Finding, Report},
-    content::{Content, Descriptor, StoredSegment},
+    content::{Content, Descriptor, LONGEST_CONFIG, LONGEST_MANIFEST, StoredSegment},
     error::RegistryError,
     head::{Channel, Listed, Record},
     lineage::{Outdated, Parent, Revocation, Revoked},
+    listing::{Entry, Listing},
     publish::{Publication, Published},
+    receive::{Incoming, Offer},
     retention::{Pruned, Rules, Verdict},
+    view::{Pieces, View},
 };
 
 /// The content of `oci-layout`, as the OCI image layout specification 1.1 wants it.

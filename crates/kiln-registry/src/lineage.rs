@@ -36,7 +36,7 @@ pub struct Revocation {
 }
 
 /// A revocation that holds for a version, maybe by inheritance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revoked {
     /// From the version itself to the one that was revoked, each baked on the next.
     pub chain: Vec<Parent>,

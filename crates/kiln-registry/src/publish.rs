@@ -13,6 +13,8 @@ use crate::{
     MARKER, OCI_LAYOUT, Registry, RegistryError,
     durable::{self, Temporary, failed},
     head::{FORMAT, Head, Record},
+    lineage::Parent,
+    store::Stored,
 };
 
 /// What the caller decides about a publish.
@@ -75,13 +77,25 @@ impl Registry {
         let previous = previous.and_then(|record| self.try_content(&record).ok()?.ok());
         let stored = self.store(artifact, files, previous.as_ref(), progress)?;
 
+        self.enter(artifact, stored, parent, publication, &date)
+    }
+
+    /// Gives what is stored its version: the record, then the head. The caller keeps collection away.
+    pub(crate) fn enter(
+        &self,
+        artifact: &Artifact,
+        stored: Stored,
+        parent: Option<Parent>,
+        publication: &Publication,
+        date: &str,
+    ) -> Result<Published, RegistryError> {
         let _locked = lock(&self.image(&artifact.image).join("lock"))?;
         let head = self.recover(&artifact.image, publication.now)?;
         let version = match &publication.version {
             VersionSpec::Fixed(version) => version.clone(),
             VersionSpec::Auto => match head.versions.iter().find(|listed| listed.build == artifact.build) {
                 Some(listed) if listed.disk == artifact.disk.digest => listed.version.clone(),
-                _ => self.next_calendar_version(&artifact.image, &date)?,
+                _ => self.next_calendar_version(&artifact.image, date)?,
             },
         };
         if head.state.channels.keys().any(|channel| channel.as_str() == version.as_str()) {
@@ -108,7 +122,14 @@ impl Registry {
     }
 
     /// The directories, and before them `registry.json`, which makes this a registry.
-    fn prepare(&self, image: &ImageName) -> Result<(), RegistryError> {
+    pub(crate) fn prepare(&self, image: &ImageName) -> Result<(), RegistryError> {
+        self.prepare_root()?;
+        durable::directory(&self.root().join("blobs/sha256"))?;
+        durable::directory(&self.image(image).join("v"))?;
+        durable::directory(&self.image(image).join("log"))
+    }
+
+    pub(crate) fn prepare_root(&self) -> Result<(), RegistryError> {
         let marker = self.root().join("registry.json");
         if !marker.exists() {
             durable::write(&self.temporary(), MARKER.as_bytes())?.create(&marker)?;
@@ -117,13 +138,11 @@ impl Registry {
         if !layout.exists() {
             durable::write(&self.temporary(), OCI_LAYOUT.as_bytes())?.create(&layout)?;
         }
-        durable::directory(&self.root().join("blobs/sha256"))?;
-        durable::directory(&self.image(image).join("v"))?;
-        durable::directory(&self.image(image).join("log"))
+        Ok(())
     }
 
     /// Removes what killed publishers left in `tmp`, if nobody publishes now. The returned lock says that we do.
-    fn sweep_and_share(&self) -> Result<File, RegistryError> {
+    pub(crate) fn sweep_and_share(&self) -> Result<File, RegistryError> {
         let directory = self.temporary();
         let path = directory.join("lock");
         let file = open_lock(&path)?;
@@ -174,7 +193,7 @@ impl Registry {
     }
 }
 
-fn same_disk(record: &Record, artifact: &Artifact) -> Result<(), RegistryError> {
+pub(crate) fn same_disk(record: &Record, artifact: &Artifact) -> Result<(), RegistryError> {
     let published = record.artifact.disk.digest;
     if published == artifact.disk.digest {
         return Ok(());
@@ -188,7 +207,7 @@ fn same_disk(record: &Record, artifact: &Artifact) -> Result<(), RegistryError> 
 }
 
 /// `2026-11-21` to `2026.11.21.`
-fn calendar_prefix(date: &str) -> Result<String, RegistryError> {
+pub(crate) fn calendar_prefix(date: &str) -> Result<String, RegistryError> {
     let parts: Vec<_> = date.split('-').collect();
     let digits = |part: &str, count| part.len() == count && part.bytes().all(|byte| byte.is_ascii_digit());
     match parts[..] {
@@ -199,7 +218,7 @@ fn calendar_prefix(date: &str) -> Result<String, RegistryError> {
     }
 }
 
-fn is_plain(name: &str) -> bool {
+pub(crate) fn is_plain(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 

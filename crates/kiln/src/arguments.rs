@@ -6,6 +6,7 @@ mod channel;
 mod machine;
 mod published;
 mod registry;
+mod serve;
 mod template;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub(crate) use self::{
     machine::{Clean, Completions, Doctor, Logs, Man, Ssh},
     published::{Export, Images, Resolve, ResolveFormat, Show},
     registry::{RegistryArguments, RegistryPrune, RegistryVerb, RegistryVerify},
+    serve::{Allowed, Serve, Token},
     template::{Fmt, Plan, TemplateArguments, Validate},
 };
 
@@ -67,6 +69,10 @@ pub(crate) enum Verb {
     /// Look after a registry
     #[command(subcommand)]
     Registry(RegistryVerb),
+    /// Serve a registry over HTTP: files, OCI, an API and a dashboard
+    Serve(Serve),
+    /// Make a token that lets somebody change a served registry
+    Token(Token),
     /// Log in to a machine that was kept after a failed build, or run a command in it
     Ssh(Ssh),
     /// Show the output of a build

@@ -144,6 +144,16 @@ impl From<RegistryError> for Failure {
     }
 }
 
+impl From<kiln_serve::ServeError> for Failure {
+    fn from(error: kiln_serve::ServeError) -> Self {
+        let hint = error.hint();
+        match error {
+            kiln_serve::ServeError::Registry(error) => error.into(),
+            error => Self { hint, ..Self::of(&error) },
+        }
+    }
+}
+
 macro_rules! plain {
     ($($error:ty),+ $(,)?) => {
         $(impl From<$error> for Failure {

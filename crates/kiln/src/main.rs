@@ -50,6 +50,8 @@ fn run(verb: Verb) -> Outcome {
         Verb::Revoke(arguments) => verbs::revoke::run(arguments),
         Verb::Outdated(arguments) => verbs::revoke::outdated(&arguments),
         Verb::Registry(verb) => in_runtime(verbs::registry::run(verb)),
+        Verb::Serve(arguments) => in_runtime(verbs::serve::run(arguments)),
+        Verb::Token(arguments) => verbs::serve::token(arguments),
         Verb::Ssh(arguments) => verbs::ssh::run(&arguments),
         Verb::Logs(arguments) => in_runtime(verbs::logs::run(arguments)),
         Verb::Doctor(arguments) => in_runtime(verbs::doctor::run(arguments)),

@@ -17,6 +17,7 @@ pub(crate) mod registry;
 pub(crate) mod resolve;
 pub(crate) mod revoke;
 pub(crate) mod schema;
+pub(crate) mod serve;
 pub(crate) mod show;
 pub(crate) mod ssh;
 pub(crate) mod validate;

@@ -1,0 +1,209 @@
+//! A version that comes in parts: blobs first, in any order and from several senders, then what makes a version of them.
+//!
+//! Nothing is kept in mind between the calls. A blob that came and was collected before its version was entered is missing
+//! again, is named, and is sent again.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use kiln_core::{Digest, artifact::Artifact, plan::VersionSpec};
+use kiln_disk::{ordered::ordered, segment};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    Descriptor, Publication, Published, Record, Registry, RegistryError,
+    content::{Content, LONGEST_MANIFEST},
+    damage::Damage,
+    durable::{self, Temporary, failed, failed_to_store},
+    head::Head,
+    lay_down::{self, Form},
+    publish::{calendar_prefix, is_plain, same_disk},
+    store::Stored,
+};
+
+/// A version that somebody has stored blob by blob.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Offer {
+    pub manifest: Descriptor,
+    pub artifact: Artifact,
+}
+
+/// A blob on its way. Dropped before it is finished, it leaves nothing.
+#[derive(Debug)]
+pub struct Incoming {
+    target: std::path::PathBuf,
+    temporary: Temporary,
+    file: File,
+    hasher: Sha256,
+    digest: Digest,
+    size: u64,
+    bytes: u64,
+    _publishing: File,
+}
+
+impl Registry {
+    /// Those of `blobs` that are not here with their size.
+    pub fn missing<'a>(&self, blobs: impl IntoIterator<Item = &'a (Digest, u64)>) -> Vec<Digest> {
+        let here = |(digest, size): &(Digest, u64)| {
+            fs::metadata(self.blob(digest)).is_ok_and(|metadata| metadata.is_file() && metadata.len() == *size)
+        };
+        blobs.into_iter().filter(|blob| !here(blob)).map(|(digest, _)| *digest).collect()
+    }
+
+    /// Opens a blob of exactly `size` bytes for writing.
+    pub fn receive(&self, digest: Digest, size: u64) -> Result<Incoming, RegistryError> {
+        durable::directory(&self.temporary())?;
+        let publishing = self.sweep_and_share()?;
+        self.prepare_blobs()?;
+        let temporary = Temporary::in_directory(&self.temporary());
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(temporary.path());
+        let file = file.map_err(failed("create", temporary.path()))?;
+        let target = self.blob(&digest);
+        Ok(Incoming { target, temporary, file, hasher: Sha256::new(), digest, size, bytes: 0, _publishing: publishing })
+    }
+
+    /// The whole blob at once.
+    pub fn receive_bytes(&self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
+        let mut incoming = self.receive(digest, bytes.len() as u64)?;
+        incoming.write(bytes)?;
+        incoming.finish()
+    }
+
+    /// What the manifest `bytes` names, when it is the manifest of a version: its blobs with their sizes, the config first.
+    pub fn blobs_of(&self, manifest: &[u8]) -> Result<Vec<(Digest, u64)>, RegistryError> {
+        let blobs = Content::blobs_of(manifest)
+            .map_err(|problem| RegistryError::Content { blob: self.blob(&Digest::of(manifest)), problem })?;
+        Ok(blobs.into_iter().map(|blob| (blob.digest, blob.size)).collect())
+    }
+
+    /// The content that a manifest and its config say, compared with each other.
+    pub fn read_content(&self, manifest: &[u8], config: &[u8]) -> Result<Content, RegistryError> {
+        Content::parse(manifest, config)
+            .map_err(|problem| RegistryError::Content { blob: self.blob(&Digest::of(manifest)), problem })
+    }
+
+    /// Enters the version that `offer` is. Every blob is read and compared: a chunk that is not the one the config names, or
+    /// a qcow2 that is not the recorded one, is refused. Returns the missing blobs as an error.
+    pub fn enter_offer(&self, offer: &Offer, publication: &Publication) -> Result<Published, RegistryError> {
+        let Offer { manifest, artifact } = offer;
+        if let Some(file) = artifact.files.iter().find(|file| !is_plain(&file.name)) {
+            return Err(RegistryError::FileName { name: file.name.clone() });
+        }
+        let date = calendar_prefix(&publication.date)?;
+        if let VersionSpec::Fixed(version) = &publication.version
+            && let Some(record) = Record::read(&self.record_path(&artifact.image, version))?
+        {
+            same_disk(&record, artifact)?;
+        }
+        durable::directory(&self.temporary())?;
+        let _publishing = self.sweep_and_share()?;
+        self.prepare(&artifact.image)?;
+        let content = self.offered(offer)?;
+        let parent = self.with_qcow2(&artifact.base.digest)?;
+        if let Some(parent) = &parent {
+            self.refuse_revoked(parent, publication.now)?;
+        }
+        let newest = Head::read(&self.image(&artifact.image)).ok().and_then(|head| head.versions.into_iter().next());
+        let previous = newest.and_then(|listed| self.listed_record(&artifact.image, &listed).ok());
+        let previous = previous.and_then(|record| self.try_content(&record).ok()?.ok());
+        self.expand_all(&content, previous.as_ref())?;
+        for file in &artifact.files {
+            if let Some(form) = Form::of(&file.format) {
+                let laid = self.lay_down(&content, form, &mut lay_down::Nowhere, &|_| true)?;
+                if laid != (file.bytes, file.sha256) {
+                    let path = self.blob(&manifest.digest);
+                    return Err(RegistryError::Altered { path, expected: file.sha256, found: laid.1 });
+                }
+            }
+        }
+        let stored = Stored { manifest: manifest.clone(), files: artifact.files.clone(), new_bytes: 0 };
+        self.enter(artifact, stored, parent, publication, &date)
+    }
+
+    /// The content of `offer`, when all its blobs are here and it is the disk that the artifact says.
+    fn offered(&self, offer: &Offer) -> Result<Content, RegistryError> {
+        let Offer { manifest, artifact } = offer;
+        let refused = |problem: String| RegistryError::Content { blob: self.blob(&manifest.digest), problem };
+        if manifest.media_type != crate::content::MANIFEST_TYPE || manifest.size > LONGEST_MANIFEST {
+            return Err(refused("it is not the manifest of a version".to_owned()));
+        }
+        let lost = |missing: Vec<Digest>| RegistryError::Incomplete { image: artifact.image.clone(), missing };
+        let missing = self.missing([&(manifest.digest, manifest.size)]);
+        if !missing.is_empty() {
+            return Err(lost(missing));
+        }
+        let bytes = self.blob_bytes(manifest).map_err(|damage| self.set_aside(damage))?;
+        let config = Content::config_of(&bytes).map_err(refused)?;
+        let files = artifact.files.iter().filter(|file| Form::of(&file.format).is_none());
+        let mut blobs = self.blobs_of(&bytes)?;
+        blobs.extend(files.map(|file| (file.sha256, file.bytes)));
+        let missing = self.missing(&blobs);
+        if !missing.is_empty() {
+            return Err(lost(missing));
+        }
+        let config = self.blob_bytes(&config).map_err(|damage| self.set_aside(damage))?;
+        let content = self.read_content(&bytes, &config)?;
+        let disk = &artifact.disk;
+        if (content.disk, content.size) != (disk.digest, disk.size) {
+            return Err(refused("it is another disk than the one in the record".to_owned()));
+        }
+        if !artifact.files.iter().any(|file| file.format == "qcow2") {
+            return Err(RegistryError::NoQcow2 { image: artifact.image.clone() });
+        }
+        Ok(content)
+    }
+
+    /// Expands every frame and compares it with the digest of its chunk, but those of segments that a version has already.
+    fn expand_all(&self, content: &Content, previous: Option<&Content>) -> Result<(), RegistryError> {
+        let known = |number: u64| {
+            let number = usize::try_from(number).unwrap_or(usize::MAX);
+            previous.and_then(|previous| previous.segments.get(number)) == content.segments.get(number)
+        };
+        let expand = |number: u64| {
+            let segment = &content.segments[usize::try_from(number).unwrap_or(usize::MAX)];
+            if segment.is_zero() || known(number) {
+                return Ok(());
+            }
+            let blob = self.blob_bytes(&segment.blob)?;
+            let expanded = segment::expand(&segment.chunks, &blob);
+            expanded.map(drop).map_err(|chunk| Damage::chunk(&segment.blob, chunk))
+        };
+        ordered(content.segments.len() as u64, expand, |_, expanded| expanded.map_err(|damage| self.set_aside(damage)))
+    }
+
+    fn prepare_blobs(&self) -> Result<(), RegistryError> {
+        self.prepare_root()?;
+        durable::directory(&self.root().join("blobs/sha256"))
+    }
+}
+
+impl Incoming {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), RegistryError> {
+        let path: &Path = self.temporary.path();
+        self.bytes += bytes.len() as u64;
+        if self.bytes > self.size {
+            return Err(self.altered());
+        }
+        self.hasher.update(bytes);
+        self.file.write_all(bytes).map_err(failed_to_store("write", path, self.size))
+    }
+
+    /// Makes the blob last, when its bytes are what its name says.
+    pub fn finish(mut self) -> Result<(), RegistryError> {
+        let found = Digest::from_bytes(std::mem::take(&mut self.hasher).finalize().into());
+        if (found, self.bytes) != (self.digest, self.size) {
+            return Err(RegistryError::Altered { path: self.target, expected: self.digest, found });
+        }
+        self.file.sync_all().map_err(failed("sync", self.temporary.path()))?;
+        self.temporary.replace(&self.target)
+    }
+
+    fn altered(&self) -> RegistryError {
+        let found = Digest::from_bytes(self.hasher.clone().finalize().into());
+        RegistryError::Altered { path: self.target.clone(), expected: self.digest, found }
+    }
+}

@@ -1,0 +1,217 @@
+//! The files of a version without laying them down: any byte of the qcow2, the raw disk or the raw.zst by its offset.
+
+use std::{
+    collections::VecDeque,
+    fmt, fs,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use kiln_core::{Digest, ImageName};
+use kiln_disk::{
+    CHUNK, SEGMENT,
+    qcow2::canonical::{self, Metadata},
+    segment,
+};
+
+use crate::{
+    Record, Registry, RegistryError,
+    content::{Content, Descriptor, StoredSegment},
+    lay_down::{self, Form},
+};
+
+/// A file of a version, as it would be laid down.
+#[derive(Debug)]
+pub struct View {
+    registry: Registry,
+    content: Arc<Content>,
+    form: Form,
+    /// Where the piece of each segment begins in the file, and behind the last one its end.
+    starts: Vec<u64>,
+    metadata: Option<Metadata>,
+    size: u64,
+}
+
+/// Pieces of files that were read and verified, up to a number of bytes; the one used longest ago goes first.
+pub struct Pieces {
+    limit: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    bytes: usize,
+    /// The last used at the end.
+    pieces: VecDeque<(Name, Arc<Vec<u8>>)>,
+}
+
+/// A segment's blob, the form, and how many bytes of the last segment belong to the disk.
+type Name = (Digest, Form, u64);
+
+impl Pieces {
+    pub const fn new(limit: usize) -> Self {
+        Self { limit, held: Mutex::new(Held { bytes: 0, pieces: VecDeque::new() }) }
+    }
+
+    fn find(&self, name: &Name) -> Option<Arc<Vec<u8>>> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = held.pieces.iter().rposition(|(held, _)| held == name)?;
+        let found = held.pieces.remove(place)?;
+        let piece = Arc::clone(&found.1);
+        held.pieces.push_back(found);
+        Some(piece)
+    }
+
+    fn keep(&self, name: Name, piece: &Arc<Vec<u8>>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if piece.len() > self.limit || held.pieces.iter().any(|(held, _)| *held == name) {
+            return;
+        }
+        held.bytes += piece.len();
+        held.pieces.push_back((name, Arc::clone(piece)));
+        while held.bytes > self.limit {
+            let Some((_, gone)) = held.pieces.pop_front() else { break };
+            held.bytes -= gone.len();
+        }
+    }
+}
+
+impl fmt::Debug for Pieces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pieces").field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// The file of `record` in `format`: `qcow2`, `raw` or `raw.zst`. Any other is a stored blob.
+    pub fn view(&self, record: &Record, format: &str) -> Result<View, RegistryError> {
+        let form = Form::of(format).ok_or_else(|| RegistryError::UnknownFormat {
+            image: record.artifact.image.clone(),
+            version: record.artifact.version.clone(),
+            format: format.to_owned(),
+            stored: record.artifact.files.iter().map(|file| file.format.clone()).collect(),
+        })?;
+        View::new(self.clone(), self.content(record)?, form)
+    }
+
+    /// The bytes of a blob, verified. `None` when there is none of this name, or one longer than `limit`.
+    pub fn small_blob(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
+        let Ok(metadata) = fs::metadata(self.blob(digest)) else { return Ok(None) };
+        if metadata.len() > limit {
+            return Ok(None);
+        }
+        let blob = Descriptor { media_type: String::new(), digest: *digest, size: metadata.len() };
+        self.blob_bytes(&blob).map(Some).map_err(|damage| self.set_aside(damage))
+    }
+
+    /// Whether a version of `image` that can be read names this blob.
+    pub fn names_blob(&self, image: &ImageName, digest: &Digest) -> Result<bool, RegistryError> {
+        for listed in self.versions(image)? {
+            let Ok(record) = self.listed_record(image, &listed) else { continue };
+            if record.manifest.digest == *digest || record.artifact.files.iter().any(|file| file.sha256 == *digest) {
+                return Ok(true);
+            }
+            let Ok(manifest) = self.blob_bytes(&record.manifest) else { continue };
+            if Content::blobs_of(&manifest).is_ok_and(|blobs| blobs.iter().any(|blob| blob.digest == *digest)) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl View {
+    fn new(registry: Registry, content: Content, form: Form) -> Result<Self, RegistryError> {
+        let lengths = content.chunks().map(|chunk| chunk.frame).collect::<Vec<_>>();
+        let metadata = (form == Form::Qcow2).then(|| canonical::metadata(content.size, lengths.into_iter()));
+        let mut at = metadata.as_ref().map_or(0, |metadata| metadata.header.len() as u64);
+        let mut starts = Vec::with_capacity(content.segments.len() + 1);
+        for segment in &content.segments {
+            starts.push(at);
+            at += match form {
+                Form::Qcow2 => segment.chunks.iter().map(|chunk| u64::from(chunk.frame)).sum::<u64>(),
+                Form::Raw => (segment.chunks.len() * CHUNK) as u64,
+                Form::RawZst => segment.chunks.iter().map(segment::stored_length).sum::<usize>() as u64,
+            };
+        }
+        starts.push(at);
+        let mut view = Self { registry, content: Arc::new(content), form, starts, metadata, size: at };
+        if let Some(metadata) = &view.metadata {
+            view.size = metadata.file_size();
+        } else if form == Form::Raw {
+            view.size = view.content.size;
+        } else if view.content.size % CHUNK as u64 != 0 {
+            // The last frame is made anew, shorter; only making it tells how long it is.
+            let last = view.content.segments.len() - 1;
+            view.size = view.starts[last] + view.make(last)?.len() as u64;
+        }
+        if let Some(end) = view.starts.last_mut().filter(|_| form != Form::Qcow2) {
+            *end = view.size;
+        }
+        Ok(view)
+    }
+
+    /// Length of the file in bytes.
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// The bytes from `offset` on as far as they lie together, at most `limit`; verified. Nothing at the end of the file.
+    pub fn read(&self, offset: u64, limit: usize, pieces: &Pieces) -> Result<Vec<u8>, RegistryError> {
+        let rest = usize::try_from(self.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let limit = limit.min(rest);
+        if let Some(metadata) = &self.metadata {
+            let frames = (metadata.header.len() as u64, self.starts.last().copied().unwrap_or(0));
+            if offset < frames.0 {
+                return Ok(part(&metadata.header, offset, limit));
+            }
+            if offset >= metadata.tail_offset {
+                return Ok(part(&metadata.tail, offset - metadata.tail_offset, limit));
+            }
+            if offset >= frames.1 {
+                let zeros = usize::try_from(metadata.tail_offset - offset).unwrap_or(0);
+                return Ok(vec![0; zeros.min(limit)]);
+            }
+        }
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        // The last that begins at or before the offset: those without bytes of their own share a beginning.
+        let number = self.starts.partition_point(|start| *start <= offset).saturating_sub(1);
+        let number = number.min(self.content.segments.len().saturating_sub(1));
+        let segment = &self.content.segments[number];
+        let inside = offset - self.starts[number];
+        if self.form == Form::Raw && segment.chunks.iter().all(|chunk| chunk.frame == 0) {
+            let zeros = usize::try_from(self.starts[number + 1] - offset).unwrap_or(0);
+            return Ok(vec![0; zeros.min(limit)]);
+        }
+        let name = (segment.blob.digest, self.form, self.content.size.saturating_sub(number as u64 * SEGMENT as u64));
+        let name = if number + 1 == self.content.segments.len() { name } else { (name.0, name.1, SEGMENT as u64) };
+        let piece = match pieces.find(&name) {
+            Some(piece) => piece,
+            None => {
+                let piece = Arc::new(self.make(number)?);
+                pieces.keep(name, &piece);
+                piece
+            }
+        };
+        Ok(part(&piece, inside, limit))
+    }
+
+    fn make(&self, number: usize) -> Result<Vec<u8>, RegistryError> {
+        let segment: &StoredSegment = &self.content.segments[number];
+        let mut piece = self.registry.piece(segment, self.form).map_err(|damage| self.registry.set_aside(damage))?;
+        if number + 1 == self.content.segments.len() {
+            lay_down::cut(&mut piece, self.form, Some(segment), self.content.size)?;
+        }
+        Ok(piece)
+    }
+}
+
+fn part(bytes: &[u8], offset: u64, limit: usize) -> Vec<u8> {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+    bytes[start..start.saturating_add(limit).min(bytes.len())].to_vec()
+}

@@ -1,0 +1,167 @@
+//! `/api/v1/`: the registry as JSON, with the errors of RFC 9457. `openapi.json` is its description.
+
+mod body;
+mod channels;
+mod events;
+mod publish;
+pub(crate) mod query;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, RawQuery, State},
+    http::{HeaderMap, HeaderValue, Response, header},
+    response::IntoResponse as _,
+    routing::{get, post, put},
+};
+use kiln_core::ImageName;
+use kiln_registry::Listing;
+use serde::Serialize;
+
+use self::query::Query;
+use crate::{
+    access::{Caller, Scope},
+    facts::facts,
+    files,
+    problem::Problem,
+    state::App,
+    wire,
+};
+
+const OPENAPI: &str = include_str!("api/openapi.json");
+/// Versions in one answer, unless fewer are asked for.
+const PAGE: usize = 1000;
+
+pub(crate) type Answer = Result<Response<Body>, Problem>;
+
+pub(crate) fn router() -> Router<Arc<App>> {
+    Router::new()
+        .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
+        .route("/images", get(images))
+        .route("/images/{image}", get(image))
+        .route("/images/{image}/versions/{reference}", get(version))
+        .route("/images/{image}/resolve/{reference}", get(resolve))
+        .route("/images/{image}/channels", get(channels::list))
+        .route("/images/{image}/channels/{channel}", get(channels::history))
+        .route("/images/{image}/channels/{channel}/promote", post(channels::promote))
+        .route("/images/{image}/channels/{channel}/rollback", post(channels::rollback))
+        .route("/images/{image}/versions/{version}/revoke", post(channels::revoke))
+        .route("/images/{image}/log", get(events::log))
+        .route("/events", get(events::stream))
+        .route("/images/{image}/missing", post(publish::missing))
+        .route("/images/{image}/blobs/{digest}", put(publish::blob).get(publish::sent))
+        .route("/images/{image}/versions", post(publish::version))
+}
+
+pub(crate) fn json(value: &impl Serialize) -> Answer {
+    let body = serde_json::to_vec(value).map_err(|error| Problem::internal(error.to_string()))?;
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
+}
+
+pub(crate) fn parse<T: std::str::FromStr>(text: &str) -> Result<T, Problem>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error: T::Err| Problem::bad_request(error.to_string()))
+}
+
+/// Who asks, when it may do `scope` with `image`.
+pub(crate) fn allowed(
+    app: &App,
+    headers: &HeaderMap,
+    scope: Scope,
+    image: &str,
+) -> Result<(Caller, ImageName), Problem> {
+    let image: ImageName = parse(image)?;
+    let caller = app.tokens.caller(headers)?;
+    caller.require(scope, &image)?;
+    Ok((caller, image))
+}
+
+/// The address under which clients know this server.
+pub(crate) fn base(app: &App, headers: &HeaderMap) -> String {
+    if let Some(url) = &app.url {
+        return url.trim_end_matches('/').to_owned();
+    }
+    let plain = |host: &&str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte));
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).filter(plain).unwrap_or("localhost");
+    format!("{}://{host}", if app.tls { "https" } else { "http" })
+}
+
+async fn images(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer {
+    let caller = app.tokens.caller(&headers)?;
+    caller.require_any()?;
+    let images = app.on_disk(|app| app.registry.images()).await?;
+    let images = images
+        .into_iter()
+        .filter(|summary| caller.may(Scope::Read, &summary.image))
+        .map(|summary| wire::ImageEntry { image: summary.image, versions: summary.versions, newest: summary.newest });
+    json(&wire::Images { images: images.collect() })
+}
+
+async fn image(
+    State(app): State<Arc<App>>,
+    Path(image): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Answer {
+    let (_, image) = allowed(&app, &headers, Scope::Read, &image)?;
+    let query = Query::parse(query.as_deref());
+    let limit = query.number("limit").and_then(|limit| usize::try_from(limit).ok()).unwrap_or(PAGE).clamp(1, PAGE);
+    let now = app.now();
+    let Listing { image, rev, channels, mut versions } =
+        app.on_disk(move |app| app.registry.listing(&image, now)).await?;
+    if let Some(after) = query.get("after") {
+        let place = versions.iter().position(|entry| entry.listed.version.as_str() == after);
+        let place = place.ok_or_else(|| Problem::bad_request(format!("`{after}` is not a version of `{image}`")))?;
+        versions.drain(..=place);
+    }
+    let next = versions.get(limit - 1).filter(|_| versions.len() > limit).map(|entry| entry.listed.version.clone());
+    versions.truncate(limit);
+    json(&wire::Image { image, rev, channels, versions, next })
+}
+
+async fn version(
+    State(app): State<Arc<App>>,
+    Path((image, reference)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Answer {
+    allowed(&app, &headers, Scope::Read, &image)?;
+    let (selector, now) = (files::selector(&image, &reference)?, app.now());
+    let shown = app
+        .on_disk(move |app| {
+            let record = app.registry.record(&selector)?;
+            let artifact = &record.artifact;
+            let name = kiln_registry::Parent { image: artifact.image.clone(), version: artifact.version.clone() };
+            let channels = app.registry.channels(&artifact.image)?;
+            let here = channels.into_iter().filter(|(_, channel)| channel.version == artifact.version);
+            let channels = here.map(|(channel, _)| channel).collect();
+            Ok(wire::Shown { revoked: app.registry.revoked(&name, now)?, channels, record })
+        })
+        .await?;
+    json(&shown)
+}
+
+async fn resolve(
+    State(app): State<Arc<App>>,
+    Path((image, reference)): Path<(String, String)>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Answer {
+    allowed(&app, &headers, Scope::Read, &image)?;
+    let (selector, now) = (files::selector(&image, &reference)?, app.now());
+    let forced = Query::parse(query.as_deref()).get("allow_revoked") == Some("true");
+    let asked = selector.clone();
+    let record = app.on_disk(move |app| app.registry.usable(&selector, now, forced)).await?;
+    let facts: serde_json::Map<_, _> = facts(&asked, &record, &base(&app, &headers))
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    json(&facts)
+}

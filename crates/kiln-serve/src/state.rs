@@ -1,0 +1,135 @@
+//! What all requests share: the registry, who may do what, and what is worth keeping in memory.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use kiln_core::Digest;
+use kiln_io::time::Clock;
+use kiln_registry::{Pieces, Record, Registry, RegistryError, View};
+use tokio::sync::{Notify, Semaphore};
+
+use crate::{access::Tokens, dashboard::Sessions, metrics::Metrics, problem::Problem};
+
+/// Verified pieces of disks, kept for who asks next: one client reads a piece in many small ranges.
+const PIECES: usize = 64 << 20;
+/// Downloads that run at once. Each holds two reads of 1 MiB beside the pieces.
+pub(crate) const STREAMS: usize = 64;
+/// Files whose places are known: about 40 bytes for each chunk of the disk.
+const VIEWS: usize = 16;
+/// Chunks of all the views together; 8 million are 500 GiB of disks.
+const VIEWED_CHUNKS: u64 = 8 << 20;
+
+/// Says a line in the server's log.
+pub(crate) type Log = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The server's state.
+pub(crate) struct App {
+    pub(crate) registry: Registry,
+    pub(crate) tokens: Tokens,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) log: Log,
+    /// `https://images.example.org`, when it is not what the request says.
+    pub(crate) url: Option<String>,
+    pub(crate) tls: bool,
+    pub(crate) pieces: Pieces,
+    pub(crate) streams: Arc<Semaphore>,
+    pub(crate) metrics: Metrics,
+    pub(crate) sessions: Sessions,
+    /// Something was changed through this server.
+    pub(crate) changed: Notify,
+    views: Mutex<VecDeque<(Digest, String, Arc<View>)>>,
+    /// SHA-256 of files that no record has, by disk and format.
+    sums: Mutex<HashMap<(Digest, String), Digest>>,
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("registry", &self.registry).finish_non_exhaustive()
+    }
+}
+
+impl App {
+    pub(crate) fn new(
+        registry: Registry,
+        tokens: Tokens,
+        clock: Arc<dyn Clock>,
+        log: Log,
+        url: Option<String>,
+        tls: bool,
+    ) -> Self {
+        Self {
+            registry,
+            tokens,
+            clock,
+            log,
+            url,
+            tls,
+            pieces: Pieces::new(PIECES),
+            streams: Arc::new(Semaphore::new(STREAMS)),
+            metrics: Metrics::default(),
+            sessions: Sessions::default(),
+            changed: Notify::new(),
+            views: Mutex::default(),
+            sums: Mutex::default(),
+        }
+    }
+
+    /// Seconds since 1970, UTC.
+    pub(crate) fn now(&self) -> u64 {
+        self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
+    /// The file of `record` in `format`, opened once for many requests.
+    pub(crate) fn view(&self, record: &Record, format: &str) -> Result<Arc<View>, RegistryError> {
+        let manifest = record.manifest.digest;
+        let same = |held: &(Digest, String, Arc<View>)| held.0 == manifest && held.1 == format;
+        {
+            let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(held) = views.iter().position(same).and_then(|place| views.remove(place)) {
+                let view = Arc::clone(&held.2);
+                views.push_back(held);
+                return Ok(view);
+            }
+        }
+        let view = Arc::new(self.registry.view(record, format)?);
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        views.push_back((manifest, format.to_owned(), Arc::clone(&view)));
+        let chunks = |views: &VecDeque<(Digest, String, Arc<View>)>| {
+            views.iter().map(|(_, _, view)| view.content().size >> 16).sum::<u64>()
+        };
+        while views.len() > VIEWS || (views.len() > 1 && chunks(&views) > VIEWED_CHUNKS) {
+            views.pop_front();
+        }
+        Ok(view)
+    }
+
+    /// The SHA-256 of the file of `record` in `format`, if it is known without reading the file.
+    pub(crate) fn known_sum(&self, record: &Record, format: &str) -> Option<Digest> {
+        // The raw.zst of another compressor has other bytes: only what the record says counts.
+        record.file(format).map(|file| file.sha256).or_else(|| {
+            let sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+            sums.get(&(record.manifest.digest, format.to_owned())).copied()
+        })
+    }
+
+    pub(crate) fn learn_sum(&self, record: &Record, format: &str, sum: Digest) {
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        if sums.len() < 10_000 {
+            sums.insert((record.manifest.digest, format.to_owned()), sum);
+        }
+    }
+
+    /// Does `work` on a thread that may wait for the disk.
+    pub(crate) async fn on_disk<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let app = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || work(&app)).await;
+        done.map_err(|error| Problem::internal(error.to_string()))?.map_err(Problem::from)
+    }
+}
