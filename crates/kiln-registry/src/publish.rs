@@ -160,7 +160,7 @@ impl Registry {
     }
 
     /// Keeps collection away until it is dropped, also when this process is killed. `None` when nobody ever published.
-    pub(crate) fn lease(&self) -> Result<Option<File>, RegistryError> {
+    pub fn lease(&self) -> Result<Option<File>, RegistryError> {
         let path = self.temporary().join("lock");
         match File::open(&path) {
             Ok(file) => {

@@ -182,6 +182,11 @@ impl Registry {
 }
 
 impl Incoming {
+    /// Bytes that came.
+    pub const fn received(&self) -> u64 {
+        self.bytes
+    }
+
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), RegistryError> {
         let path: &Path = self.temporary.path();
         self.bytes += bytes.len() as u64;

@@ -1,1 +1,294 @@
-//! c
+//! The client of a server: what the verbs do against `--registry URL`.
+
+mod pull;
+mod push;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use kiln_core::{ChannelName, Digest, ImageName, Version};
+use kiln_io::time::{Attempt, Clock, GaveUp, Policy, poll_until};
+use kiln_registry::{Record, Reference, Selector};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Client, Method, RequestBuilder, Response, Url};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio_util::sync::CancellationToken;
+
+pub use self::{pull::Pulled, push::Pushed};
+use crate::{ServeError, problem::Problem, wire};
+
+/// Answers of JSON that are longer are not read: a page of 1000 versions is a tenth of it.
+const LONGEST_ANSWER: usize = 64 << 20;
+/// For an answer to begin; entering a version reads all of its blobs first.
+const PATIENCE: Duration = Duration::from_secs(30);
+const ENTERING: Duration = Duration::from_secs(3600);
+/// In names of paths everything else is escaped.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b':');
+
+/// A server, seen from a client. Cheap to clone.
+#[derive(Clone)]
+pub struct Remote {
+    base: Url,
+    client: Client,
+    token: Option<Arc<str>>,
+    clock: Arc<dyn Clock>,
+    cancel: CancellationToken,
+}
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote").field("url", &self.url()).finish_non_exhaustive()
+    }
+}
+
+/// Whether `text` names a server and not a directory.
+pub fn is_url(text: &str) -> bool {
+    text.starts_with("http://") || text.starts_with("https://")
+}
+
+impl Remote {
+    /// The server at `url`. `token` goes with every request, and nowhere else: redirects are not followed.
+    pub fn new(
+        url: &str,
+        token: Option<&str>,
+        clock: Arc<dyn Clock>,
+        cancel: CancellationToken,
+    ) -> Result<Self, ServeError> {
+        let refused = |problem: String| ServeError::Url { url: url.to_owned(), problem };
+        let mut base: Url = url.parse().map_err(|error: <Url as std::str::FromStr>::Err| refused(error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") || base.cannot_be_a_base() || base.query().is_some() {
+            return Err(refused("it is not of the form `https://host:port`".to_owned()));
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            return Err(refused("a token belongs into `KILN_TOKEN`, not into the URL".to_owned()));
+        }
+        if !base.path().ends_with('/') {
+            let path = format!("{}/", base.path());
+            base.set_path(&path);
+        }
+        let client = Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(10))
+            .read_timeout(PATIENCE)
+            .build()
+            .map_err(|error| refused(error.to_string()))?;
+        Ok(Self { base, client, token: token.map(Into::into), clock, cancel })
+    }
+
+    /// As people write it, without a `/` at its end.
+    pub fn url(&self) -> String {
+        self.base.as_str().trim_end_matches('/').to_owned()
+    }
+
+    pub async fn images(&self) -> Result<wire::Images, ServeError> {
+        self.fetch(&["images"], "").await
+    }
+
+    /// An image with all its versions, page by page.
+    pub async fn image(&self, image: &ImageName) -> Result<wire::Image, ServeError> {
+        let mut whole: wire::Image = self.fetch(&["images", image.as_str()], "").await?;
+        while let Some(next) = whole.next.take() {
+            let after = format!("?after={}", utf8_percent_encode(next.as_str(), PLAIN));
+            let page: wire::Image = self.fetch(&["images", image.as_str()], &after).await?;
+            if page.versions.is_empty() {
+                break;
+            }
+            whole.versions.extend(page.versions);
+            whole.next = page.next;
+        }
+        Ok(whole)
+    }
+
+    /// The record of a version, revoked or not.
+    pub async fn shown(&self, selector: &Selector) -> Result<wire::Shown, ServeError> {
+        let reference = selector.reference.to_string();
+        self.fetch(&["images", selector.image.as_str(), "versions", &reference], "").await
+    }
+
+    /// The record of the version that `selector` means, when it may be used.
+    pub async fn usable(&self, selector: &Selector, allow_revoked: bool) -> Result<Record, ServeError> {
+        let query = if allow_revoked { "?allow_revoked=true" } else { "" };
+        let reference = selector.reference.to_string();
+        let path = ["images", selector.image.as_str(), "resolve", &reference];
+        let facts: std::collections::BTreeMap<String, String> = self.fetch(&path, query).await?;
+        let version = facts.get("version").and_then(|version| version.parse::<Version>().ok());
+        let version = version.ok_or_else(|| self.unreadable("it names no version"))?;
+        let named = Selector { image: selector.image.clone(), reference: Reference::Named(version.clone()) };
+        let record = self.shown(&named).await?.record;
+        let found = (&record.artifact.image, &record.artifact.version);
+        if found != (&selector.image, &version) {
+            return Err(self.unreadable("it is another version than the one asked for"));
+        }
+        Ok(record)
+    }
+
+    /// The moves of a channel, newest first.
+    pub async fn history(&self, image: &ImageName, channel: &ChannelName) -> Result<wire::Log, ServeError> {
+        self.fetch(&["images", image.as_str(), "channels", channel.as_str()], "").await
+    }
+
+    pub async fn promote(
+        &self,
+        image: &ImageName,
+        channel: &ChannelName,
+        request: &wire::Promote,
+    ) -> Result<wire::Moved, ServeError> {
+        self.post(&["images", image.as_str(), "channels", channel.as_str(), "promote"], request, PATIENCE).await
+    }
+
+    pub async fn rollback(
+        &self,
+        image: &ImageName,
+        channel: &ChannelName,
+        request: &wire::Rollback,
+    ) -> Result<wire::Moved, ServeError> {
+        self.post(&["images", image.as_str(), "channels", channel.as_str(), "rollback"], request, PATIENCE).await
+    }
+
+    pub async fn revoke(
+        &self,
+        image: &ImageName,
+        version: &Version,
+        request: &wire::Revoke,
+    ) -> Result<wire::Inherited, ServeError> {
+        self.post(&["images", image.as_str(), "versions", version.as_str(), "revoke"], request, PATIENCE).await
+    }
+
+    /// An idempotent GET: made again while the server cannot be reached or is busy.
+    async fn fetch<T: DeserializeOwned>(&self, path: &[&str], query: &str) -> Result<T, ServeError> {
+        let attempt = || async {
+            let response = self.send(self.request(Method::GET, path, query)).await?;
+            self.read(response).await
+        };
+        self.again(attempt).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        request: &impl Serialize,
+        patience: Duration,
+    ) -> Result<T, ServeError> {
+        let body = serde_json::to_vec(request).map_err(|error| self.unreadable(&error.to_string()))?;
+        let sent = self.request(Method::POST, path, "").header("content-type", "application/json").body(body);
+        let response = self.send(sent.timeout(patience)).await?;
+        self.read(response).await
+    }
+
+    /// Does `attempt` again, after a growing pause, while what is wrong may pass.
+    async fn again<T, F: Future<Output = Result<T, ServeError>>>(
+        &self,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, ServeError> {
+        let policy = Policy {
+            first: Duration::from_millis(250),
+            max: Duration::from_secs(4),
+            deadline: Duration::from_secs(30),
+        };
+        let probe = || {
+            let attempt = attempt();
+            async {
+                match attempt.await {
+                    Ok(value) => Attempt::Done(value),
+                    Err(error) if passes(&error) => Attempt::Again(error),
+                    Err(error) => Attempt::Stop(error),
+                }
+            }
+        };
+        poll_until(&*self.clock, policy, &self.cancel, probe).await.map_err(|gave_up| match gave_up {
+            GaveUp::Cancelled => ServeError::Stopped,
+            GaveUp::Deadline(error) | GaveUp::Stopped(error) => error,
+        })
+    }
+
+    fn request(&self, method: Method, path: &[&str], query: &str) -> RequestBuilder {
+        let path: Vec<_> = path.iter().map(|part| utf8_percent_encode(part, PLAIN).to_string()).collect();
+        let request = self.client.request(method, format!("{}api/v1/{}{query}", self.base, path.join("/")));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, ServeError> {
+        let response = tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => return Err(ServeError::Stopped),
+            response = request.send() => response.map_err(|error| self.broken(&error))?,
+        };
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status().as_u16();
+        let body = self.body(response, 1 << 20).await.unwrap_or_default();
+        let refused = |kind: String, detail: String, hint, missing| ServeError::Refused {
+            url: self.url(),
+            status,
+            kind,
+            detail,
+            hint,
+            missing,
+        };
+        Err(match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => {
+                let kind = problem.kind.trim_start_matches("urn:kiln:problem:").to_owned();
+                refused(kind, problem.detail, problem.hint, problem.missing)
+            }
+            Err(_) => refused(String::new(), "this is not a kiln server".to_owned(), None, Vec::new()),
+        })
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, ServeError> {
+        let body = self.body(response, LONGEST_ANSWER).await?;
+        serde_json::from_slice(&body).map_err(|error| self.unreadable(&error.to_string()))
+    }
+
+    /// All of a body, when it is not longer than `limit`.
+    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, ServeError> {
+        let mut all = Vec::new();
+        while let Some(bytes) = self.chunk(&mut response).await? {
+            if all.len() + bytes.len() > limit {
+                return Err(self.unreadable("it is longer than any answer is"));
+            }
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all)
+    }
+
+    async fn chunk(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, ServeError> {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(ServeError::Stopped),
+            chunk = response.chunk() => chunk.map_err(|error| self.broken(&error)),
+        }
+    }
+
+    fn broken(&self, error: &reqwest::Error) -> ServeError {
+        let mut problem = "the request failed".to_owned();
+        let mut next = std::error::Error::source(error);
+        // The last cause says what happened; those before say that something did.
+        while let Some(cause) = next {
+            problem = cause.to_string();
+            next = cause.source();
+        }
+        if error.is_timeout() {
+            "it does not answer in time".clone_into(&mut problem);
+        }
+        ServeError::Request { url: self.url(), problem }
+    }
+
+    fn unreadable(&self, problem: &str) -> ServeError {
+        ServeError::Answer { url: self.url(), problem: problem.to_owned() }
+    }
+
+    fn altered(&self, expected: Digest) -> ServeError {
+        ServeError::Altered { url: self.url(), expected }
+    }
+}
+
+fn passes(error: &ServeError) -> bool {
+    match error {
+        ServeError::Request { .. } => true,
+        ServeError::Refused { status, .. } => matches!(status, 429 | 502..=504),
+        _ => false,
+    }
+}
