@@ -16,7 +16,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 29] = [
+const VERBS: [&str; 30] = [
     "build",
     "validate",
     "plan",
@@ -24,6 +24,7 @@ const VERBS: [&str; 29] = [
     "fmt",
     "images",
     "show",
+    "sbom",
     "export",
     "promote",
     "rollback",

@@ -12,14 +12,12 @@ use std::{
 
 use kiln_core::{ByteSize, artifact::FindingRecord, plan::Waiver};
 
-use self::{
-    superblock::{Superblock, SuperblockError},
-    tree::Tree,
-};
+use self::superblock::{Superblock, SuperblockError};
 use crate::{
     ReadAt, Window,
     qcow2::{header::Limits, image::Image},
     residue::{self, Scan},
+    tree::Tree,
 };
 
 mod fat;
@@ -27,7 +25,6 @@ pub(crate) mod little_endian;
 pub(crate) mod partitions;
 mod rules;
 pub mod superblock;
-mod tree;
 
 /// Whether a finding stops the bake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -187,6 +184,12 @@ fn check_disk(disk: &Arc<dyn ReadAt>, asked: &Asked<'_>) -> io::Result<Vec<Findi
         )),
     }
     Ok(findings)
+}
+
+/// The ext4 file systems of a disk, in the order of its partitions.
+pub(crate) fn ext4_volumes(disk: &Arc<dyn ReadAt>) -> io::Result<Vec<Arc<dyn ReadAt>>> {
+    let partitions = partitions::read(disk.as_ref())?.partitions;
+    Ok(partitions.iter().filter_map(|partition| Some(open_ext4(disk, partition).ok()?.0)).collect())
 }
 
 fn open_ext4(

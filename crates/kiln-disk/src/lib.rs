@@ -10,6 +10,7 @@ pub mod ext4;
 pub mod fat;
 pub mod gpt;
 pub mod hygiene;
+pub mod inventory;
 pub mod ordered;
 pub mod placement;
 pub mod qcow2;
@@ -19,6 +20,7 @@ pub mod residue;
 pub mod seal;
 pub mod segment;
 pub mod source;
+pub mod tree;
 
 pub use error::{Error, Result};
 pub use read_at::{FileBytes, ReadAt, Window};

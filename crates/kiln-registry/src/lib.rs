@@ -24,6 +24,7 @@ mod channel;
 mod check;
 mod content;
 mod damage;
+mod disk;
 mod durable;
 mod error;
 mod export;
@@ -32,9 +33,11 @@ mod head;
 mod lay_down;
 mod lineage;
 mod listing;
+mod moment;
 mod publish;
 mod receive;
 mod retention;
+pub mod sbom;
 mod store;
 mod view;
 
@@ -51,6 +54,7 @@ pub use self::{
     channel::{Intent, Moved},
     check::{Finding, Report},
     content::{Content, Descriptor, LONGEST_CONFIG, LONGEST_MANIFEST, StoredSegment},
+    disk::StoredDisk,
     error::RegistryError,
     head::{Channel, Listed, Record},
     lineage::{Outdated, Parent, Revocation, Revoked},

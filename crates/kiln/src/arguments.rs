@@ -4,6 +4,7 @@ mod build;
 mod cache;
 mod channel;
 mod machine;
+mod proof;
 mod published;
 mod registry;
 mod serve;
@@ -18,6 +19,7 @@ pub(crate) use self::{
     cache::{Cache, CacheExplain, CacheList, CachePrune},
     channel::{Channel, IntentArguments, Outdated, Promote, Revoke, Rollback},
     machine::{Clean, Completions, Doctor, Logs, Man, Ssh},
+    proof::{Sbom, SbomFormat},
     published::{Export, Images, Resolve, ResolveFormat, Show},
     registry::{RegistryArguments, RegistryPrune, RegistryVerb, RegistryVerify},
     serve::{Allowed, Serve, Token},
@@ -52,6 +54,8 @@ pub(crate) enum Verb {
     Images(Images),
     /// Show one version of an image: digests, base, steps, checks
     Show(Show),
+    /// Print the bill of materials of a version: the packages on its disk
+    Sbom(Sbom),
     /// Write a disk image out of the registry, verified
     Export(Export),
     /// Point a channel to a version

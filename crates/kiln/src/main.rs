@@ -42,6 +42,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Fmt(arguments) => verbs::fmt::run(&arguments),
         Verb::Images(arguments) => verbs::images::run(&arguments),
         Verb::Show(arguments) => verbs::show::run(&arguments),
+        Verb::Sbom(arguments) => verbs::sbom::run(&arguments),
         Verb::Export(arguments) => in_runtime(verbs::export::run(arguments)),
         Verb::Promote(arguments) => verbs::channel::promote(arguments),
         Verb::Rollback(arguments) => verbs::channel::rollback(arguments),

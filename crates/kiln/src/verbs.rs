@@ -16,6 +16,7 @@ pub(crate) mod plan;
 pub(crate) mod registry;
 pub(crate) mod resolve;
 pub(crate) mod revoke;
+pub(crate) mod sbom;
 pub(crate) mod schema;
 pub(crate) mod serve;
 pub(crate) mod show;

@@ -3,8 +3,8 @@
 use super::{
     Asked, Finding,
     Level::{Fail, Warn},
-    tree::{Kind, Node, Tree},
 };
+use crate::tree::{Kind, Node, Tree};
 
 /// A file of at most this size counts as empty where a log is meant: the bound that public image checks use.
 const NEARLY_EMPTY: u64 = 50;
