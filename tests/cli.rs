@@ -16,7 +16,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 30] = [
+const VERBS: [&str; 38] = [
     "build",
     "validate",
     "plan",
@@ -25,6 +25,7 @@ const VERBS: [&str; 30] = [
     "images",
     "show",
     "sbom",
+    "verify",
     "export",
     "promote",
     "rollback",
@@ -32,6 +33,13 @@ const VERBS: [&str; 30] = [
     "resolve",
     "revoke",
     "outdated",
+    "key",
+    "key init",
+    "key rotate",
+    "key list",
+    "key trust",
+    "key revoke",
+    "key export",
     "registry",
     "registry verify",
     "registry prune",

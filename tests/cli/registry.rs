@@ -62,6 +62,8 @@ fn artifact(file: File, disk: Digest) -> Artifact {
         member: BTreeMap::new(),
         build: "b-6b01a9d1-f2791225".to_owned(),
         created: 1_795_267_500,
+        started: None,
+        variables: BTreeMap::new(),
         recipe: Digest::of(b"recipe"),
         disk: Disk { digest: disk, size: 8 << 20, chunk_size: 1 << 16, chunks: 16 },
         files: vec![file],

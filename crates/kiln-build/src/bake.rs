@@ -159,6 +159,7 @@ async fn run(
     guard: &Guard,
 ) -> Result<Option<Artifact>, Stopped> {
     let (dirs, events, cancel) = (&context.dirs, context.events.as_ref(), &context.cancel);
+    let started = seconds(clock.as_ref());
     let host = VmHost { dirs, guard, ledger, events, clock: clock.as_ref(), cancel };
     let ground = Ground::prepare(plan, context, clock, journal).await?;
     let Some((stopped, keys)) = Box::pin(provision(plan, context, &ground, journal, host)).await? else {
@@ -199,14 +200,17 @@ async fn run(
         journal.phase(Phase::Export, "", files, |files| format!("{} more formats", files.len() - 1)).await?
     };
 
-    let created = clock.wall().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
     let tools = BTreeMap::from([("qemu".to_owned(), process::version("qemu-system-x86_64").await?)]);
     let Ground { base, calibration, .. } = &ground;
-    let facts = Facts { plan, context, base, calibration, disk, files, created };
+    let facts = Facts { plan, context, base, calibration, disk, files, started, created: seconds(clock.as_ref()) };
     let record = artifact::record(facts, journal, tools);
     let text = serde_json::to_vec_pretty(&record).map_err(BakeError::Record)?;
     fs::write_atomic(&directory.join("artifact.json"), &text, 0o644)?;
     Ok(Some(record))
+}
+
+fn seconds(clock: &dyn Clock) -> u64 {
+    clock.wall().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
 }
 
 /// From a machine, booted or come back from a checkpoint, to one that was provisioned, checked, cleaned and shut down.

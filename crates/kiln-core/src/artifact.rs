@@ -20,8 +20,14 @@ pub struct Artifact {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub member: BTreeMap<String, String>,
     pub build: String,
-    /// Seconds since 1970, UTC.
+    /// When the bake began, seconds since 1970, UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<u64>,
+    /// When it was sealed and proven, seconds since 1970, UTC.
     pub created: u64,
+    /// The template's variables and their values, without the sensitive ones.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub variables: BTreeMap<String, String>,
     pub recipe: Digest,
     pub disk: Disk,
     /// The files of this artifact beside the record, the qcow2 first.

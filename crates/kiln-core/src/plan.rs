@@ -31,6 +31,9 @@ pub struct Plan {
     pub publish: Publish,
     /// Over every input that can change the image. The same on any machine.
     pub recipe: Digest,
+    /// Values of the other variables by name, as text; what they change is in the steps already.
+    #[serde(skip)]
+    pub variables: BTreeMap<String, String>,
     /// Values of sensitive variables by name; never serialised, never part of the recipe.
     #[serde(skip)]
     pub secrets: BTreeMap<String, Secret>,

@@ -13,6 +13,8 @@ pub mod licence;
 const LONGEST_DATABASE: usize = 64 << 20;
 /// No system has more packages.
 const MOST_PACKAGES: usize = 100_000;
+/// All texts of a list together; a system of 2,000 packages has a tenth of it.
+const MOST_BYTES: usize = 4 << 20;
 /// No name, version or title is longer; what is longer is cut.
 const LONGEST_FIELD: usize = 1024;
 
@@ -76,13 +78,24 @@ impl Inventory {
         for path in UNREAD.iter().filter(|path| root.exists(path)) {
             inventory.unread.push(format!("{path}: kiln does not read the database of rpm"));
         }
-        if inventory.packages.len() > MOST_PACKAGES {
-            inventory.packages.truncate(MOST_PACKAGES);
-            inventory.unread.push(format!("only the first {MOST_PACKAGES} packages are listed"));
-        }
         inventory.packages.sort();
         inventory.packages.dedup();
+        inventory.limit();
         inventory
+    }
+
+    /// Leaves out what makes the list longer than that of any system.
+    fn limit(&mut self) {
+        let mut bytes = 0;
+        let fits = |package: &&Package| {
+            bytes += package.bytes();
+            bytes <= MOST_BYTES
+        };
+        let fitting = self.packages.iter().take(MOST_PACKAGES).take_while(fits).count();
+        if fitting < self.packages.len() {
+            self.packages.truncate(fitting);
+            self.unread.push(format!("only the first {fitting} packages are listed"));
+        }
     }
 
     /// A database as text; what cannot be read is noted.
@@ -95,6 +108,15 @@ impl Inventory {
             self.unread.push(format!("{path}: cannot be read to its end"));
         }
         Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+impl Package {
+    fn bytes(&self) -> usize {
+        let optional = [&self.supplier, &self.homepage, &self.summary];
+        let optional: usize = optional.into_iter().flatten().map(String::len).sum();
+        let licences: usize = self.licences.iter().map(String::len).sum();
+        self.name.len() + self.version.len() + self.source.0.len() + self.source.1.len() + optional + licences
     }
 }
 
@@ -113,7 +135,7 @@ impl System {
     }
 }
 
-/// A value of a database: no longer than a value may be.
+/// A value of a database: no longer than a value may be, and text only.
 fn field(text: &str) -> String {
-    text.trim().chars().take(LONGEST_FIELD).collect()
+    text.trim().chars().filter(|c| !c.is_control()).take(LONGEST_FIELD).collect()
 }

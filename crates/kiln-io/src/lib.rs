@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod memory;
 pub mod process;
 pub mod random;
+pub mod signing;
 pub mod ssh;
 pub mod time;
 pub mod tree;

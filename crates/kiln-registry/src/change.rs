@@ -179,6 +179,7 @@ impl Registry {
         reason: Option<String>,
     ) -> Result<Head, RegistryError> {
         next.rev += 1;
+        next.format = FORMAT;
         let rev = next.rev;
         let change = Change { format: FORMAT, rev, at, by: by.to_owned(), reason, action, state: next.state.clone() };
         let directory = self.image(image).join("log");

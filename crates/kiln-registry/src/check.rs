@@ -1,9 +1,6 @@
 //! Checking a whole registry: every head, record, manifest, config and segment is read.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs, io,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_core::Digest;
 use kiln_disk::ordered::ordered;
@@ -11,7 +8,7 @@ use kiln_disk::ordered::ordered;
 use crate::{
     Registry, RegistryError,
     content::{Content, Descriptor},
-    damage::{Damage, Problem},
+    damage::Damage,
     head::{Head, Record},
 };
 
@@ -83,12 +80,34 @@ impl Registry {
         Ok(report)
     }
 
+    /// The same for everything that one version needs.
+    pub fn verify_version(&self, record: &Record, watch: &dyn Fn(u64, u64) -> bool) -> Result<Report, RegistryError> {
+        let _leased = self.lease()?;
+        let (mut report, mut needs) = (Report { versions: 1, ..Report::default() }, Needs::default());
+        let name = format!("{}@{}", record.artifact.image, record.artifact.version);
+        self.need(record, &name, &mut needs, &mut report);
+        self.read_blobs(&needs, &mut report, watch)?;
+        report.whole = usize::from(report.findings.is_empty());
+        Ok(report)
+    }
+
     /// Adds what one version needs.
     fn need(&self, record: &Record, name: &str, needs: &mut Needs, report: &mut Report) {
         needs.add(record.manifest.digest, record.manifest.size, name);
         for file in &record.artifact.files {
             if crate::lay_down::Form::of(&file.format).is_none() {
                 needs.add(file.sha256, file.bytes, name);
+            }
+        }
+        for attestation in &record.attestations {
+            needs.add(attestation.manifest.digest, attestation.manifest.size, name);
+            match self.try_attestation(attestation) {
+                Ok(Ok(blobs)) => blobs.iter().for_each(|blob| needs.add(blob.digest, blob.size, name)),
+                Ok(Err(problem)) => {
+                    let blob = self.blob(&attestation.manifest.digest);
+                    report.findings.push(finding(&RegistryError::Content { blob, problem }, vec![name.to_owned()]));
+                }
+                Err(_) => {}
             }
         }
         // A manifest that is itself damaged is found again, and set aside, when the blobs are read.
@@ -137,20 +156,9 @@ impl Registry {
 
     /// Reads one blob in pieces: whole files of other formats may be large.
     fn check_blob(&self, blob: &Descriptor) -> Result<(), Damage> {
-        use std::os::unix::fs::MetadataExt as _;
-        let damage = |problem| Damage { blob: blob.digest, problem };
-        let unread = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => damage(Problem::Missing),
-            _ => damage(Problem::Unread(error)),
-        };
-        let mut file = fs::File::open(self.blob(&blob.digest)).map_err(unread)?;
-        let metadata = file.metadata().map_err(unread)?;
-        let altered = |what| damage(Problem::Altered { what, inode: metadata.ino() });
-        if metadata.len() != blob.size {
-            return Err(altered(format!("it has {} bytes instead of {}", metadata.len(), blob.size)));
-        }
-        let found = kiln_disk::seal::digest_of(&mut file).map_err(unread)?;
-        if found == blob.digest { Ok(()) } else { Err(altered(format!("it has the digest {found}"))) }
+        let mut open = self.open_blob(blob)?;
+        let found = kiln_disk::seal::digest_of(&mut open.file);
+        open.judge(found.map_err(|error| open.unread(error))?)
     }
 
     fn count_unneeded(&self, needs: &Needs, report: &mut Report) -> Result<(), RegistryError> {

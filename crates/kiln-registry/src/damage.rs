@@ -45,24 +45,59 @@ impl Damage {
     }
 }
 
+/// A blob of the right length, open for reading; its bytes are still to be judged.
+#[derive(Debug)]
+pub(crate) struct OpenBlob {
+    pub(crate) file: fs::File,
+    digest: Digest,
+    inode: u64,
+}
+
+impl OpenBlob {
+    /// It could not be read.
+    pub(crate) fn unread(&self, error: io::Error) -> Damage {
+        unread(self.digest, error)
+    }
+
+    /// Whether the digest that its bytes have is the one that it is named by.
+    pub(crate) fn judge(&self, found: Digest) -> Result<(), Damage> {
+        if found == self.digest {
+            return Ok(());
+        }
+        let problem = Problem::Altered { what: format!("it has the digest {found}"), inode: self.inode };
+        Err(Damage { blob: self.digest, problem })
+    }
+}
+
+fn unread(blob: Digest, error: io::Error) -> Damage {
+    let problem = match error.kind() {
+        io::ErrorKind::NotFound => Problem::Missing,
+        _ => Problem::Unread(error),
+    };
+    Damage { blob, problem }
+}
+
 impl Registry {
+    /// Opens a blob; one of another length is not looked at any further.
+    pub(crate) fn open_blob(&self, blob: &Descriptor) -> Result<OpenBlob, Damage> {
+        let failed = |error| unread(blob.digest, error);
+        let file = fs::File::open(self.blob(&blob.digest)).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.len() != blob.size {
+            let what = format!("it has {} bytes instead of {}", metadata.len(), blob.size);
+            return Err(Damage { blob: blob.digest, problem: Problem::Altered { what, inode: metadata.ino() } });
+        }
+        Ok(OpenBlob { file, digest: blob.digest, inode: metadata.ino() })
+    }
+
     /// The bytes of a blob, when they are what its name says. Reads no more than its size.
     pub(crate) fn blob_bytes(&self, blob: &Descriptor) -> Result<Vec<u8>, Damage> {
-        let damage = |problem| Damage { blob: blob.digest, problem };
-        let unread = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => damage(Problem::Missing),
-            _ => damage(Problem::Unread(error)),
-        };
-        let mut file = fs::File::open(self.blob(&blob.digest)).map_err(unread)?;
-        let metadata = file.metadata().map_err(unread)?;
-        let altered = |what: String| damage(Problem::Altered { what, inode: metadata.ino() });
-        if metadata.len() != blob.size {
-            return Err(altered(format!("it has {} bytes instead of {}", metadata.len(), blob.size)));
-        }
+        let mut open = self.open_blob(blob)?;
         let mut bytes = vec![0; usize::try_from(blob.size).unwrap_or(usize::MAX)];
-        file.read_exact(&mut bytes).map_err(unread)?;
-        let found = Digest::of(&bytes);
-        if found == blob.digest { Ok(bytes) } else { Err(altered(format!("it has the digest {found}"))) }
+        let read = open.file.read_exact(&mut bytes);
+        read.map_err(|error| open.unread(error))?;
+        open.judge(Digest::of(&bytes))?;
+        Ok(bytes)
     }
 
     /// Renames a bad blob, so that nobody uses it and the next publish of the same bytes brings it again. Names the
@@ -108,7 +143,12 @@ impl Registry {
                 let manifest = self.blob_bytes(&record.manifest).ok()?;
                 Some(Content::blobs_of(&manifest).ok()?.iter().any(|blob| blob.digest == *digest))
             };
-            if file || record.manifest.digest == *digest || named().unwrap_or(false) {
+            let said = record.attestations.iter().any(|attestation| {
+                let blobs = || self.try_attestation(attestation).ok()?.ok();
+                attestation.manifest.digest == *digest
+                    || blobs().is_some_and(|blobs| blobs.iter().any(|blob| blob.digest == *digest))
+            });
+            if file || said || record.manifest.digest == *digest || named().unwrap_or(false) {
                 harmed.push(format!("{}@{}", record.artifact.image, record.artifact.version));
             }
         }

@@ -11,8 +11,10 @@ use std::{
 use kiln_core::Digest;
 use kiln_disk::{
     CHUNK, ReadAt, SEGMENT,
+    inventory::Inventory,
     seal::Chunk,
     segment::{self, stored_length},
+    tree::Tree,
 };
 
 use crate::{Content, Record, Registry, RegistryError, content::StoredSegment, damage::Damage};
@@ -42,6 +44,12 @@ impl Registry {
     /// The disk of a version as bytes.
     pub fn disk(&self, record: &Record) -> Result<StoredDisk, RegistryError> {
         self.disk_with(record, &Arc::default())
+    }
+
+    /// What is on a disk that has no record yet; `None` when its file system cannot be read.
+    pub(crate) fn inventory_of(&self, content: Content) -> Option<Inventory> {
+        let disk: Arc<dyn ReadAt> = Arc::new(StoredDisk { registry: self.clone(), content, chunks: Arc::default() });
+        Tree::of_root(&disk).ok().map(|root| Inventory::read(&root))
     }
 
     /// The same, with expanded chunks shared with other disks.

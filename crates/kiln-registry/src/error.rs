@@ -4,7 +4,10 @@ use std::{io, path::PathBuf};
 
 use kiln_core::{ByteSize, ChannelName, Digest, ImageName, Version};
 
-use crate::lineage::{Parent, Revoked};
+use crate::{
+    lineage::{Parent, Revoked},
+    proof::verify::Unproven,
+};
 
 /// An operation on a registry that did not happen. What was published before is untouched.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +81,14 @@ pub enum RegistryError {
     NewerFormat { path: PathBuf, found: u32, known: u32 },
     #[error("stopped while reading `{path}`")]
     Stopped { path: PathBuf },
+    #[error("{version} is not proven")]
+    Unproven {
+        version: Parent,
+        #[source]
+        why: Box<Unproven>,
+    },
+    #[error("cannot sign what is to be published")]
+    Signing(#[source] kiln_io::signing::SigningError),
     #[error("`{date}` is not a date of the form YYYY-MM-DD")]
     Date { date: String },
 }
@@ -114,6 +125,7 @@ impl RegistryError {
             Self::Moved { image, channel, .. } => {
                 Some(format!("`kiln channel {image} {channel}` says who and why; decide again"))
             }
+            Self::Unproven { why, .. } => Some(why.hint()),
             Self::NameTaken { .. } | Self::NotAChannel { .. } => Some("choose another name".to_owned()),
             Self::NothingBefore { .. } => Some("name a version with `--to VERSION`".to_owned()),
             Self::Revoked { revoked } => Some(format!(
@@ -145,6 +157,7 @@ impl RegistryError {
             | Self::NoQcow2 { .. }
             | Self::FileName { .. }
             | Self::Unreadable { .. }
+            | Self::Signing(_)
             | Self::Date { .. } => None,
         }
     }

@@ -18,10 +18,12 @@ use crate::{
     durable::failed,
     error::RegistryError,
     lineage::{Parent, Revocation},
+    proof::stored::Attestation,
 };
 
-/// The format of `head.json` and of the records.
-pub(crate) const FORMAT: u32 = 2;
+/// The format of `head.json` and of the records. 3: statements about a version stand in its record. Kilns that do not know them would
+/// collect their blobs, and must not read such a record.
+pub(crate) const FORMAT: u32 = 3;
 
 /// Nobody's history is longer; a file that grows without end is not read at all.
 const LONGEST: u64 = 64 << 20;
@@ -93,6 +95,9 @@ pub struct Record {
     /// The version of this registry that it was baked on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
+    /// What is said about it, stored before the record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attestations: Vec<Attestation>,
     pub artifact: Artifact,
 }
 

@@ -34,6 +34,7 @@ mod lay_down;
 mod lineage;
 mod listing;
 mod moment;
+pub mod proof;
 mod publish;
 mod receive;
 mod retention;
@@ -44,9 +45,11 @@ mod view;
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use kiln_core::{Digest, ImageName, Version};
+use kiln_io::signing::SigningKey;
 
 pub use self::{
     catalog::{ImageSummary, Reference, Selector},
@@ -59,6 +62,12 @@ pub use self::{
     head::{Channel, Listed, Record},
     lineage::{Outdated, Parent, Revocation, Revoked},
     listing::{Entry, Listing},
+    proof::{
+        keys::{KeyStore, KeysError},
+        stored::Attestation,
+        trust::{Trust, TrustedKey},
+        verify::{Proof, Unproven},
+    },
     publish::{Publication, Published},
     receive::{Incoming, Offer},
     retention::{Pruned, Rules, Verdict},
@@ -72,9 +81,11 @@ const OCI_LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}\n";
 const MARKER: &str = "{\"format\":2}\n";
 
 /// A registry in a local directory. Cheap to clone; nothing is held open between calls.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Registry {
     root: PathBuf,
+    signer: Option<Arc<SigningKey>>,
+    trust: Arc<Trust>,
 }
 
 impl Registry {
@@ -99,7 +110,29 @@ impl Registry {
                 });
             }
         }
-        Ok(Self { root: root.to_owned() })
+        Ok(Self { root: root.to_owned(), signer: None, trust: Arc::default() })
+    }
+
+    /// The same registry, where what is published is signed with `key`.
+    #[must_use]
+    pub fn signing(self, key: SigningKey) -> Self {
+        Self { signer: Some(Arc::new(key)), ..self }
+    }
+
+    /// The same registry, where proof is judged by `trust`.
+    #[must_use]
+    pub fn trusting(self, trust: Trust) -> Self {
+        Self { trust: Arc::new(trust), ..self }
+    }
+
+    /// The key that signs what is published.
+    pub fn signer(&self) -> Option<&SigningKey> {
+        self.signer.as_deref()
+    }
+
+    /// The keys that are believed.
+    pub fn trust(&self) -> &Trust {
+        &self.trust
     }
 
     pub fn root(&self) -> &Path {

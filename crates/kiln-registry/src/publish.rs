@@ -14,6 +14,7 @@ use crate::{
     durable::{self, Temporary, failed},
     head::{FORMAT, Head, Record},
     lineage::Parent,
+    proof::stored::Made,
     store::Stored,
 };
 
@@ -89,6 +90,8 @@ impl Registry {
         publication: &Publication,
         date: &str,
     ) -> Result<Published, RegistryError> {
+        let observed = stored.content.is_some();
+        let inventory = stored.content.and_then(|content| self.inventory_of(content));
         let _locked = lock(&self.image(&artifact.image).join("lock"))?;
         let head = self.recover(&artifact.image, publication.now)?;
         let version = match &publication.version {
@@ -111,14 +114,18 @@ impl Registry {
         }
         let artifact = Artifact { version, files: stored.files, ..artifact.clone() };
         let manifest = stored.manifest;
-        let record = Record { format: FORMAT, published: publication.now, manifest, parent, artifact };
+        // Of what was made elsewhere nothing was seen here.
+        let made = if observed { self.attest(&artifact, &manifest, inventory.as_ref())? } else { Made::default() };
+        let Made { blobs, attestations } = made;
+        let new_bytes = stored.new_bytes + self.store_blobs(&blobs)?;
+        let record = Record { format: FORMAT, published: publication.now, manifest, parent, attestations, artifact };
         if !self.write_json(&record)?.create(&path)? {
             // Somebody wrote into the registry without taking its lock.
             let other = Record::read(&path)?.unwrap_or_else(|| record.clone());
             same_disk(&other, &record.artifact)?;
         }
         self.list(&record.artifact.image, &head, std::slice::from_ref(&record), &publication.by, publication.now)?;
-        Ok(Published { artifact: record.artifact, already: false, new_bytes: stored.new_bytes })
+        Ok(Published { artifact: record.artifact, already: false, new_bytes })
     }
 
     /// The directories, and before them `registry.json`, which makes this a registry.

@@ -120,7 +120,7 @@ impl Registry {
                 }
             }
         }
-        let stored = Stored { manifest: manifest.clone(), files: artifact.files.clone(), new_bytes: 0 };
+        let stored = Stored { manifest: manifest.clone(), files: artifact.files.clone(), new_bytes: 0, content: None };
         self.enter(artifact, stored, parent, publication, &date)
     }
 

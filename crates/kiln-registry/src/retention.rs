@@ -186,6 +186,15 @@ impl Registry {
                 .map_err(|problem| RegistryError::Content { blob: self.blob(&record.manifest.digest), problem })?;
             needed.insert(record.manifest.digest);
             needed.extend(blobs.iter().map(|blob| blob.digest));
+            for attestation in &record.attestations {
+                needed.insert(attestation.manifest.digest);
+                let blobs = self.try_attestation(attestation).map_err(|damage| self.set_aside(damage))?;
+                let blobs = blobs.map_err(|problem| RegistryError::Content {
+                    blob: self.blob(&attestation.manifest.digest),
+                    problem,
+                })?;
+                needed.extend(blobs.iter().map(|blob| blob.digest));
+            }
             let whole = record.artifact.files.iter().filter(|file| Form::of(&file.format).is_none());
             needed.extend(whole.map(|file| file.sha256));
         }

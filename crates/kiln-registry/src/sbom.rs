@@ -166,10 +166,25 @@ impl Bom {
         }
     }
 
+    /// The document as it is given out: its keys in order, so the same document is the same bytes.
+    pub fn text(&self) -> serde_json::Result<String> {
+        serde_json::to_value(self).and_then(|value| text_of(&value))
+    }
+
+    /// The SHA-256 of [`Self::text`].
+    pub fn digest(&self) -> serde_json::Result<Digest> {
+        self.text().map(|text| Digest::of(text.as_bytes()))
+    }
+
     /// The packages, without the system.
     pub fn packages(&self) -> impl Iterator<Item = &Component> {
         self.components.iter().filter(|component| component.purl.is_some())
     }
+}
+
+/// Any document as it is given out.
+pub(crate) fn text_of(document: &serde_json::Value) -> serde_json::Result<String> {
+    serde_json::to_string_pretty(document).map(|text| text + "\n")
 }
 
 impl Component {

@@ -29,6 +29,8 @@ pub(crate) struct Stored {
     pub(crate) files: Vec<File>,
     /// Bytes of the blobs that were not there before.
     pub(crate) new_bytes: u64,
+    /// The disk, when it was sealed here.
+    pub(crate) content: Option<Content>,
 }
 
 /// Blobs on their way: written first, then all synced, then all named.
@@ -68,6 +70,18 @@ impl Batch<'_> {
 }
 
 impl Registry {
+    /// Stores small blobs; how many bytes were new.
+    pub(crate) fn store_blobs(&self, blobs: &[Vec<u8>]) -> Result<u64, RegistryError> {
+        if blobs.is_empty() {
+            return Ok(0);
+        }
+        let mut batch = Batch { registry: self, named: HashSet::new(), written: Vec::new(), bytes: 0 };
+        for blob in blobs {
+            batch.add(Digest::of(blob), blob)?;
+        }
+        batch.commit()
+    }
+
     /// Stores the disk of `artifact`, whose sealed qcow2 lies in `files`, and its other files. Where `previous` has the same
     /// segment or chunk, its stored frames are taken.
     pub(crate) fn store(
@@ -110,7 +124,12 @@ impl Registry {
                 }
             });
         }
-        Ok(Stored { manifest: descriptor(MANIFEST_TYPE, &manifest), files: recorded, new_bytes })
+        Ok(Stored {
+            manifest: descriptor(MANIFEST_TYPE, &manifest),
+            files: recorded,
+            new_bytes,
+            content: Some(content),
+        })
     }
 
     /// The content, the digest of the qcow2 that was offered, and whether frames of `previous` differ from the offered ones.

@@ -120,8 +120,8 @@ fn a_directory_with_other_things_in_it_is_no_registry() {
     fs::write(scratch.0.join("oci-layout"), "{}").unwrap();
     let early = Registry::open(&scratch.0).unwrap_err();
     assert!(matches!(early, RegistryError::FirstForm { .. }) && early.hint().is_some(), "{early}");
-    fs::write(scratch.0.join("registry.json"), "{\"format\":3}").unwrap();
-    assert!(matches!(Registry::open(&scratch.0), Err(RegistryError::NewerFormat { found: 3, .. })));
+    fs::write(scratch.0.join("registry.json"), "{\"format\":4}").unwrap();
+    assert!(matches!(Registry::open(&scratch.0), Err(RegistryError::NewerFormat { found: 4, .. })));
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub(crate) use self::{
     cache::{Cache, CacheExplain, CacheList, CachePrune},
     channel::{Channel, IntentArguments, Outdated, Promote, Revoke, Rollback},
     machine::{Clean, Completions, Doctor, Logs, Man, Ssh},
-    proof::{Sbom, SbomFormat},
+    proof::{KeyExport, KeyInit, KeyList, KeyRevoke, KeyTrust, KeyVerb, Sbom, SbomFormat, Verify},
     published::{Export, Images, Resolve, ResolveFormat, Show},
     registry::{RegistryArguments, RegistryPrune, RegistryVerb, RegistryVerify},
     serve::{Allowed, Serve, Token},
@@ -56,6 +56,8 @@ pub(crate) enum Verb {
     Show(Show),
     /// Print the bill of materials of a version: the packages on its disk
     Sbom(Sbom),
+    /// Prove a version: signature, digests, builder, revocation, and every stored byte
+    Verify(Verify),
     /// Write a disk image out of the registry, verified
     Export(Export),
     /// Point a channel to a version
@@ -70,6 +72,9 @@ pub(crate) enum Verb {
     Revoke(Revoke),
     /// List the images whose base has a newer version
     Outdated(Outdated),
+    /// Look after the keys that sign what is published, and those that are trusted
+    #[command(subcommand)]
+    Key(KeyVerb),
     /// Look after a registry
     #[command(subcommand)]
     Registry(RegistryVerb),

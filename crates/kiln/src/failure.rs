@@ -3,7 +3,7 @@
 use std::{error::Error, fmt::Write as _, process::ExitCode};
 
 use kiln_core::diagnostic::Diagnostics;
-use kiln_registry::RegistryError;
+use kiln_registry::{KeysError, RegistryError};
 
 use crate::{colour::Palette, escape::visible};
 
@@ -151,6 +151,13 @@ impl From<kiln_serve::ServeError> for Failure {
             kiln_serve::ServeError::Registry(error) => error.into(),
             error => Self { hint, ..Self::of(&error) },
         }
+    }
+}
+
+impl From<KeysError> for Failure {
+    fn from(error: KeysError) -> Self {
+        let hint = error.hint();
+        Self { hint, ..Self::of(&error) }
     }
 }
 

@@ -6,7 +6,7 @@ use kiln_io::{
     dirs::Dirs,
     time::{Clock as _, SystemClock},
 };
-use kiln_registry::Registry;
+use kiln_registry::{KeyStore, Record, Registry};
 
 use crate::{arguments::RegistryArguments, failure::Failure};
 
@@ -24,7 +24,27 @@ pub(crate) fn registry(arguments: &RegistryArguments) -> Result<Registry, Failur
         Some(path) => path.clone(),
         None => dirs()?.data.join("registry"),
     };
-    Ok(Registry::open(&path)?)
+    let registry = Registry::open(&path)?;
+    // Without a home there are no keys: nothing is signed, and nothing can be proven.
+    let Ok(keys) = keys() else { return Ok(registry) };
+    let registry = registry.trusting(keys.trust()?);
+    Ok(match keys.signer()? {
+        Some(key) => registry.signing(key),
+        None => registry,
+    })
+}
+
+/// The user's keys.
+pub(crate) fn keys() -> Result<KeyStore, Failure> {
+    Ok(KeyStore::new(dirs()?.data.join("keys")))
+}
+
+/// Refuses a version that is not proven, where keys are trusted: without any there is nothing to prove with.
+pub(crate) fn refuse_unproven(registry: &Registry, record: &Record, allowed: bool) -> Result<(), Failure> {
+    if !allowed && !registry.trust().is_empty() {
+        registry.proof(record)?;
+    }
+    Ok(())
 }
 
 /// Who does something, unless `--by` says it: `ada@builder`.

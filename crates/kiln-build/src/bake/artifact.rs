@@ -22,7 +22,8 @@ pub(super) struct Facts<'a> {
     pub(super) calibration: &'a Calibration,
     pub(super) disk: Disk,
     pub(super) files: Vec<File>,
-    /// Seconds since 1970, UTC.
+    /// When the bake began and when it was proven, seconds since 1970, UTC.
+    pub(super) started: u64,
     pub(super) created: u64,
 }
 
@@ -36,7 +37,7 @@ pub(super) fn disk(sealed: &Sealed) -> Disk {
 }
 
 pub(super) fn record(facts: Facts<'_>, journal: &Journal<'_>, tools: BTreeMap<String, String>) -> Artifact {
-    let Facts { plan, context, base, calibration, disk, files, created } = facts;
+    let Facts { plan, context, base, calibration, disk, files, started, created } = facts;
     let Builder::Qemu(machine) = &plan.builder;
     let mut tools = tools;
     tools.extend(base.tools.clone());
@@ -52,7 +53,9 @@ pub(super) fn record(facts: Facts<'_>, journal: &Journal<'_>, tools: BTreeMap<St
         description: plan.description.clone(),
         member: plan.member.clone(),
         build: context.build.clone(),
+        started: Some(started),
         created,
+        variables: plan.variables.clone(),
         recipe: plan.recipe,
         disk,
         files,

@@ -131,10 +131,15 @@ fn plan(
         outputs: outputs(root),
         publish: Publish { registry: root.section("publish", PUBLISH).section("registry", REGISTRY).bool("enabled")? },
         recipe: Digest::of(b""),
+        variables: values.plain.iter().map(|(name, value)| (name.clone(), as_text(value))).collect(),
         secrets: values.secrets.clone(),
     };
     plan.recipe = recipe::digest(&plan);
     Some(plan)
+}
+
+fn as_text(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Everything but declarations, with expressions replaced. Conditions and secrets stay as written: whoever reads

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::field;
+
 /// Names in DEP-5 and their SPDX identifiers, where they mean the same; version suffixes are handled apart.
 const SAME: [(&str, &str); 38] = [
     ("0BSD", "0BSD"),
@@ -70,9 +72,9 @@ pub fn of_copyright(text: &str) -> Vec<String> {
             continue;
         }
         for name in value.replace(" and/or ", ",").replace(" or ", ",").replace(" and ", ",").split(',') {
-            let name = name.trim();
+            let name = &field(name);
             if !name.is_empty() && found.len() < MOST_NAMES {
-                found.insert(identifier(name).unwrap_or_else(|| name.to_owned()));
+                found.insert(identifier(name).unwrap_or_else(|| name.clone()));
             }
         }
     }

@@ -100,6 +100,8 @@ fn record(build: &str, sealed: &Sealed, files: Vec<File>) -> Artifact {
         member: BTreeMap::new(),
         build: build.to_owned(),
         created: 1,
+        started: None,
+        variables: BTreeMap::new(),
         recipe: Digest::of(b"recipe"),
         disk: Disk {
             digest: sealed.disk_digest,

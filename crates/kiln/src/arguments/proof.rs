@@ -1,6 +1,8 @@
 //! Arguments of the verbs that prove what is published.
 
-use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
 use kiln_registry::Selector;
 
 use super::RegistryArguments;
@@ -21,4 +23,79 @@ pub(crate) struct Sbom {
 pub(crate) enum SbomFormat {
     Cyclonedx,
     Spdx,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// An image, one version of it, or what a channel points to
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
+    pub(crate) image: Selector,
+    /// Do not read the stored disk; signature, digests, builder and revocation only
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyVerb {
+    /// Make the key that signs what is published, and trust it
+    Init(KeyInit),
+    /// Put a new key in its place; what the old one signed stays proven until it is revoked
+    Rotate(KeyInit),
+    /// List the keys that are or were trusted
+    List(KeyList),
+    /// Trust the public key of somebody else
+    Trust(KeyTrust),
+    /// Stop trusting a key, and everything it ever signed
+    Revoke(KeyRevoke),
+    /// Print a public key, for others to trust
+    Export(KeyExport),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyInit {
+    /// Whose key it is [default: user and host]
+    #[arg(long, value_name = "WHO")]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyList {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyTrust {
+    /// A file with the public key, as `kiln key export` prints it (Ed25519, PEM)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Whose key it is [default: the name of the file]
+    #[arg(long, value_name = "WHO")]
+    pub(crate) name: Option<String>,
+    /// A builder that it may speak for [default: kiln on somebody's machine]
+    #[arg(long = "builder", value_name = "ID")]
+    pub(crate) builders: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyRevoke {
+    /// The key, or how its id begins
+    #[arg(value_name = "KEY")]
+    pub(crate) key: String,
+    /// Why; shown to everybody who meets a signature of it
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyExport {
+    /// The key, or how its id begins [default: the one that signs]
+    #[arg(value_name = "KEY")]
+    pub(crate) key: Option<String>,
 }

@@ -49,6 +49,9 @@ pub(crate) struct Export {
     /// Use a revoked version all the same, when the version itself is named
     #[arg(long)]
     pub(crate) allow_revoked: bool,
+    /// Use a version all the same that none of the trusted keys signed
+    #[arg(long)]
+    pub(crate) allow_unproven: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArguments,
 }

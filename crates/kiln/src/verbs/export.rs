@@ -21,6 +21,7 @@ use crate::{
 pub(crate) async fn run(arguments: Export) -> Outcome {
     let registry = surroundings::registry(&arguments.registry)?;
     let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
+    surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
     let to = arguments.to;
     if to.exists() && !arguments.force {
         return Err(Failure::usage(format!("`{}` exists already", to.display())).hint("`--force` replaces it"));

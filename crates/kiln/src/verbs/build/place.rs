@@ -47,6 +47,10 @@ impl Session {
             in_registry = true;
             let (root, new) = (registry.root().display(), ByteSize(published.new_bytes).approximate());
             said.push(format!("{} {} is in {root}, {new} of it new", artifact.image, artifact.version));
+            said.push(match registry.signer() {
+                Some(key) => format!("signed with the key {}", key.public().id().short()),
+                None => "not signed: there is no key; `kiln key init` makes one".to_owned(),
+            });
             said.push(format!("  kiln export {}@{} --to {0}.qcow2", artifact.image, artifact.version));
         }
         if let Some(output) = &self.arguments.output {
