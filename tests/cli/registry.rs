@@ -68,6 +68,7 @@ fn artifact(file: File, disk: Digest) -> Artifact {
         disk: Disk { digest: disk, size: 8 << 20, chunk_size: 1 << 16, chunks: 16 },
         files: vec![file],
         base: BaseRecord { name: "debian bookworm".to_owned(), digest: Digest::of(b"base"), key: Digest::of(b"key") },
+        placement: None,
         machine: Machine {
             builder: "qemu".to_owned(),
             accelerator: "tcg".to_owned(),

@@ -1,13 +1,19 @@
-//! The flow of a bake: base, boot or checkpoint, provision, checks, clean, shut down, seal, read the finished disk, boot-test it.
+//! The flow of a bake: base, boot or checkpoint, provision, checks, clean, shut down, placement, seal, read the finished disk, boot-test it.
 //!
 //! One plain async function. Each phase hands a typed value to the next; what a phase acquires stands in the build's
 //! ledger first, and the guard releases it whatever becomes of this process.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::UNIX_EPOCH,
+};
 
 use async_trait::async_trait;
 use kiln_core::{
-    ByteSize,
+    ByteSize, Version,
     artifact::{Artifact, FindingRecord},
     event::{CheckedOn, Event, Events, Phase},
     plan::{Accelerator, Check, Plan},
@@ -17,7 +23,7 @@ use kiln_io::{
     dirs::Dirs,
     fs,
     guard::Guard,
-    ledger::Ledger,
+    ledger::{EntryId, Ledger},
     process,
     time::{Clock, SystemClock},
 };
@@ -36,11 +42,16 @@ mod error;
 mod ground;
 mod guest;
 mod journal;
+mod placement;
 mod preflight;
 mod prove;
 
-use self::{artifact::Facts, caching::Caching, ground::Ground, journal::Journal, prove::QCOW2};
-pub use self::{artifact::UNPUBLISHED, error::BakeError};
+use self::{artifact::Facts, caching::Caching, ground::Ground, journal::Journal, placement::Placed, prove::QCOW2};
+pub use self::{
+    artifact::UNPUBLISHED,
+    error::BakeError,
+    placement::{Previous, PublishedDisk},
+};
 
 /// The artifact's directory in the build's.
 const ARTIFACT: &str = "artifact";
@@ -62,6 +73,8 @@ pub struct BakeContext {
     pub boot_test: bool,
     /// Which checkpoints are used and taken, and whether the bake stops after a step.
     pub checkpoints: Wish,
+    /// The version before: where its files lie, the unchanged ones of this image will.
+    pub previous: Option<Previous>,
     /// Where the plan's provisioners are found.
     pub library: Arc<Library>,
 }
@@ -95,6 +108,11 @@ pub struct Baked {
 #[derive(Debug)]
 pub enum Ended {
     Baked(Box<Baked>),
+    /// The machine came out with the file tree of this version, which stands for it.
+    Same {
+        version: Version,
+        guard: Box<Guard>,
+    },
     /// The step that was asked for is done and the machine waits for a person.
     Held,
 }
@@ -114,11 +132,12 @@ pub async fn bake(plan: &Plan, context: &BakeContext) -> Result<Ended, BakeError
     preflight::check(plan, context)?;
     let guard = Guard::spawn(&context.kiln, &context.dirs, &context.build, &ledger).await?;
     match Box::pin(run(plan, context, &clock, &mut journal, &ledger, &guard)).await {
-        Ok(Some(artifact)) => {
+        Ok(Reached::Artifact(artifact)) => {
             let directory = ledger.directory().join(ARTIFACT);
-            Ok(Ended::Baked(Box::new(Baked { artifact, directory, guard })))
+            Ok(Ended::Baked(Box::new(Baked { artifact: *artifact, directory, guard })))
         }
-        Ok(None) => {
+        Ok(Reached::Same(version)) => Ok(Ended::Same { version, guard: Box::new(guard) }),
+        Ok(Reached::Step) => {
             guard.keep().await?;
             Ok(Ended::Held)
         }
@@ -149,7 +168,15 @@ impl<E: Into<BakeError>> From<E> for Stopped {
     }
 }
 
-/// Everything between the guard's start and the finished record; `None` when the bake stops before its end as asked.
+/// How far a bake came.
+enum Reached {
+    Artifact(Box<Artifact>),
+    Same(Version),
+    /// The step after which it was to stop.
+    Step,
+}
+
+/// Everything between the guard's start and the finished record.
 async fn run(
     plan: &Plan,
     context: &BakeContext,
@@ -157,13 +184,13 @@ async fn run(
     journal: &mut Journal<'_>,
     ledger: &Ledger,
     guard: &Guard,
-) -> Result<Option<Artifact>, Stopped> {
+) -> Result<Reached, Stopped> {
     let (dirs, events, cancel) = (&context.dirs, context.events.as_ref(), &context.cancel);
     let started = seconds(clock.as_ref());
     let host = VmHost { dirs, guard, ledger, events, clock: clock.as_ref(), cancel };
     let ground = Ground::prepare(plan, context, clock, journal).await?;
     let Some((stopped, keys)) = Box::pin(provision(plan, context, &ground, journal, host)).await? else {
-        return Ok(None);
+        return Ok(Reached::Step);
     };
 
     // The machine's own overlay first, the base last.
@@ -171,14 +198,26 @@ async fn run(
     let layers: Vec<_> = layers.chain([ground.base_file()]).collect();
     prove::clean_file_systems(layers.clone()).await?;
 
+    let mut placement = None;
+    let (layers, placed) = match placement::place(&layers, plan, context, journal, ledger).await? {
+        Placed::AsItIs => (layers, None),
+        Placed::Same(version) => return Ok(Reached::Same(version)),
+        Placed::Anew { disk, entry, record } => {
+            placement = Some(record);
+            (vec![DiskFile::raw(&disk)], Some((disk, entry)))
+        }
+    };
     let directory = ledger.directory().join(ARTIFACT);
     ledger.acquire_directory("artifact", &directory)?;
     let needles = prove::needles(plan, &keys);
     let sealing = prove::seal(layers, &directory, needles, context);
     let sealed = |(sealed, _): &(Sealed, _)| ByteSize(sealed.bytes).approximate();
     let (sealed, scan) = journal.phase(Phase::Seal, "", sealing, sealed).await?;
-    // The overlay has become the artifact; its room may be needed for what follows.
-    discard(ledger, &stopped)?;
+    // The disk has become the artifact; its room may be needed for what follows.
+    discard(ledger, &stopped.disk, &stopped.entry)?;
+    if let Some((disk, entry)) = placed {
+        discard(ledger, &disk, &entry)?;
+    }
 
     let reading = prove::hygiene(&directory, scan, plan, context);
     journal.findings = journal.phase(Phase::Hygiene, "the finished disk", reading, |found| in_words(found)).await?;
@@ -202,11 +241,12 @@ async fn run(
 
     let tools = BTreeMap::from([("qemu".to_owned(), process::version("qemu-system-x86_64").await?)]);
     let Ground { base, calibration, .. } = &ground;
-    let facts = Facts { plan, context, base, calibration, disk, files, started, created: seconds(clock.as_ref()) };
+    let created = seconds(clock.as_ref());
+    let facts = Facts { plan, context, base, calibration, disk, placement, files, started, created };
     let record = artifact::record(facts, journal, tools);
     let text = serde_json::to_vec_pretty(&record).map_err(BakeError::Record)?;
     fs::write_atomic(&directory.join("artifact.json"), &text, 0o644)?;
-    Ok(Some(record))
+    Ok(Reached::Artifact(Box::new(record)))
 }
 
 fn seconds(clock: &dyn Clock) -> u64 {
@@ -287,16 +327,16 @@ async fn boot_test(
     Ok(())
 }
 
-/// Deletes a machine's overlay.
-fn discard(ledger: &Ledger, stopped: &qemu::Stopped) -> Result<(), BakeError> {
-    match stopped.disk.parent() {
+/// Deletes a disk that has served its purpose.
+fn discard(ledger: &Ledger, disk: &Path, entry: &EntryId) -> Result<(), BakeError> {
+    match disk.parent() {
         // A layer has a directory of its own.
         Some(layer) if layer != ledger.directory() => {
             std::fs::remove_dir_all(layer).map_err(fs::failed("remove", layer, 0))?;
         }
-        _ => std::fs::remove_file(&stopped.disk).map_err(fs::failed("remove", &stopped.disk, 0))?,
+        _ => std::fs::remove_file(disk).map_err(fs::failed("remove", disk, 0))?,
     }
-    Ok(ledger.release(&stopped.entry)?)
+    Ok(ledger.release(entry)?)
 }
 
 async fn keeps(context: &BakeContext, error: &BakeError) -> bool {

@@ -33,6 +33,9 @@ pub struct Artifact {
     /// The files of this artifact beside the record, the qcow2 first.
     pub files: Vec<File>,
     pub base: BaseRecord,
+    /// The version whose places the unchanged files have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Placement>,
     pub machine: Machine,
     pub steps: Vec<StepRecord>,
     pub checks: Vec<CheckRecord>,
@@ -60,6 +63,17 @@ pub struct File {
     pub format: String,
     pub bytes: u64,
     pub sha256: Digest,
+}
+
+/// A disk whose unchanged files lie where an earlier version has them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    pub on: Version,
+    /// How many versions in a row were placed on the one before.
+    pub generation: u32,
+    /// Files that kept their place, and files that were written.
+    pub kept: usize,
+    pub written: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

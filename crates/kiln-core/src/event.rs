@@ -149,6 +149,7 @@ pub enum Phase {
     Check,
     Clean,
     Shutdown,
+    Placement,
     Seal,
     Hygiene,
     BootTest,

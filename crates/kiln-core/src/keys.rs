@@ -339,8 +339,15 @@ pub(crate) const OUTPUT: &[Key] =
 
 pub(crate) const PUBLISH: &[Key] = &[optional("registry", Kind::Table(REGISTRY), "The local registry.")];
 
-pub(crate) const REGISTRY: &[Key] =
-    &[with_default("enabled", Kind::Bool, "true", "Whether `kiln build` publishes the image there.")];
+pub(crate) const REGISTRY: &[Key] = &[
+    with_default("enabled", Kind::Bool, "true", "Whether `kiln build` publishes the image there."),
+    with_default(
+        "placement",
+        Kind::Bool,
+        "true",
+        "Whether unchanged files lie where the version before has them, so that a version stores only what changed.",
+    ),
+];
 
 /// `provisioner.toml`.
 pub(crate) const MANIFEST: &[Key] = &[

@@ -272,6 +272,8 @@ pub enum OutputFormat {
 pub struct Publish {
     /// Publish to the local registry; on unless the template turns it off.
     pub registry: bool,
+    /// Lay unchanged files where the version before has them.
+    pub placement: bool,
 }
 
 fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -27,6 +27,9 @@ use crate::{
     },
 };
 
+/// The name of the script for `debugfs`.
+pub const SCRIPT: &str = "script";
+
 /// Why the new tree cannot be brought to the old places. Nothing is wrong with the new disk.
 #[derive(Debug, thiserror::Error)]
 pub enum PlacementError {
@@ -94,9 +97,8 @@ impl Plan {
         self.new.range.start
     }
 
-    /// Writes the script and what it reads into `directory`; the script's name there.
-    pub fn write(&self, directory: &Path) -> Result<&'static str, PlacementError> {
-        const SCRIPT: &str = "script";
+    /// Writes [`SCRIPT`] and what it reads into `directory`.
+    pub fn write(&self, directory: &Path) -> Result<(), PlacementError> {
         std::fs::write(directory.join(SCRIPT), &self.script.text)?;
         for (number, value) in self.script.values.iter().enumerate() {
             std::fs::write(directory.join(script::value_name(number)), value)?;
@@ -115,7 +117,7 @@ impl Plan {
                 Ok(true)
             })?;
         }
-        Ok(SCRIPT)
+        Ok(())
     }
 
     /// Copies everything outside the file system from the new disk into `placed`: partition table, boot loader, EFI system

@@ -14,7 +14,7 @@ use std::{
 
 use kiln_disk::{
     CHUNK, FileBytes, ReadAt,
-    placement::{PlacementError, Plan},
+    placement::{PlacementError, Plan, SCRIPT},
 };
 use proptest::prelude::*;
 
@@ -57,13 +57,13 @@ impl Bench {
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir(&directory).unwrap();
         fs::copy(old, &placed).unwrap();
-        let script = plan.write(&directory).unwrap();
+        plan.write(&directory).unwrap();
         let mut command = Command::new("debugfs");
-        command.args(["-w", "-f", script, text(&placed)]).current_dir(&directory).env("PATH", search_path());
+        command.args(["-w", "-f", SCRIPT, text(&placed)]).current_dir(&directory).env("PATH", search_path());
         let ran = command.output().unwrap();
         assert!(ran.status.success(), "{ran:?}");
         let check = run("e2fsck", &["-f", "-n", text(&placed)]);
-        let script = fs::read_to_string(directory.join(script)).unwrap_or_default();
+        let script = fs::read_to_string(directory.join(SCRIPT)).unwrap_or_default();
         assert!(check.status.success(), "{}\n{script}\n{ran:?}", String::from_utf8_lossy(&check.stdout));
         (plan, placed)
     }

@@ -97,6 +97,7 @@ pub(crate) const fn phase_name(phase: Phase) -> &'static str {
         Phase::Shutdown => "shut down",
         Phase::Seal => "seal",
         Phase::Hygiene => "hygiene",
+        Phase::Placement => "placement",
         Phase::BootTest => "boot test",
         Phase::Export => "export",
         Phase::Publish => "publish",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_core::{
-    artifact::{Artifact, Disk, FORMAT, File, Machine},
+    artifact::{Artifact, Disk, FORMAT, File, Machine, Placement},
     plan::{Builder, Plan, VersionSpec},
 };
 use kiln_disk::{CHUNK, seal::Sealed};
@@ -21,6 +21,7 @@ pub(super) struct Facts<'a> {
     pub(super) base: &'a PreparedBase,
     pub(super) calibration: &'a Calibration,
     pub(super) disk: Disk,
+    pub(super) placement: Option<Placement>,
     pub(super) files: Vec<File>,
     /// When the bake began and when it was proven, seconds since 1970, UTC.
     pub(super) started: u64,
@@ -37,7 +38,7 @@ pub(super) fn disk(sealed: &Sealed) -> Disk {
 }
 
 pub(super) fn record(facts: Facts<'_>, journal: &Journal<'_>, tools: BTreeMap<String, String>) -> Artifact {
-    let Facts { plan, context, base, calibration, disk, files, started, created } = facts;
+    let Facts { plan, context, base, calibration, disk, placement, files, started, created } = facts;
     let Builder::Qemu(machine) = &plan.builder;
     let mut tools = tools;
     tools.extend(base.tools.clone());
@@ -60,6 +61,7 @@ pub(super) fn record(facts: Facts<'_>, journal: &Journal<'_>, tools: BTreeMap<St
         disk,
         files,
         base: base.record.clone(),
+        placement,
         machine: Machine {
             builder: "qemu".to_owned(),
             accelerator: calibration.accelerator.name().to_owned(),

@@ -191,7 +191,7 @@ fn open(path: &PathBuf) -> Result<FileBytes, BakeError> {
 }
 
 /// Runs work that keeps a processor busy away from the threads that drive the bake.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BakeError> + Send + 'static,
 ) -> Result<T, BakeError> {
     match tokio::task::spawn_blocking(work).await {

@@ -129,7 +129,10 @@ fn plan(
         checks: checks?,
         waivers,
         outputs: outputs(root),
-        publish: Publish { registry: root.section("publish", PUBLISH).section("registry", REGISTRY).bool("enabled")? },
+        publish: {
+            let registry = root.section("publish", PUBLISH).section("registry", REGISTRY);
+            Publish { registry: registry.bool("enabled")?, placement: registry.bool("placement")? }
+        },
         recipe: Digest::of(b""),
         variables: values.plain.iter().map(|(name, value)| (name.clone(), as_text(value))).collect(),
         secrets: values.secrets.clone(),

@@ -111,6 +111,7 @@ fn record(build: &str, sealed: &Sealed, files: Vec<File>) -> Artifact {
         },
         files,
         base: BaseRecord { name: "debian bookworm".to_owned(), digest: Digest::of(b"base"), key: Digest::of(b"key") },
+        placement: None,
         machine: Machine {
             builder: "qemu".to_owned(),
             accelerator: "tcg".to_owned(),

@@ -16,11 +16,13 @@ use std::{
 
 use kiln_build::bake::{BakeContext, BakeError, Baked, Ended, OnError, bake};
 use kiln_core::{
+    Version,
     event::{Event, Events as _},
     plan::{Accelerator, Plan},
 };
 use kiln_io::{
     dirs::Dirs,
+    guard::Guard,
     guest::Access,
     ledger::{self, BuildReport, Choice, Condition},
     random,
@@ -201,6 +203,7 @@ impl Session {
             accelerator: self.arguments.accelerator.map(accelerator),
             boot_test: !self.arguments.no_boot_test,
             checkpoints: wish::wish(&self.arguments, plan),
+            previous: self.previous(plan, &cancel),
             library: self.library.clone(),
         };
         // In a task of its own, so that a panic in there becomes a failure out here.
@@ -212,6 +215,7 @@ impl Session {
             Ok(ended) => match ended.map_err(|error| from_bake(&error))? {
                 Ended::Baked(baked) => *baked,
                 Ended::Held => return Ok(self.held_for_a_person(build, events)),
+                Ended::Same { version, guard } => return self.same(plan, &version, *guard, build, events).await,
             },
             Err(_) => return Err(Failure::new("kiln itself failed; what it held is released")),
         };
@@ -229,6 +233,28 @@ impl Session {
         for line in &said {
             output::talk(line);
         }
+        Ok(Member::Done)
+    }
+
+    /// The machine came out with the tree of a published version: that one stands for it.
+    async fn same(
+        &self,
+        plan: &Plan,
+        version: &Version,
+        guard: Guard,
+        build: &str,
+        events: &Arc<Broadcast>,
+    ) -> Result<Member, Failure> {
+        let released = guard.close().await.map_err(|error| Failure::of(&error))?;
+        if !released.failed.is_empty() {
+            let left = released.failed.join("; ");
+            events.emit(Event::Warning { message: format!("not everything could be released: {left}") });
+        }
+        if let Some(placed) = self.stands(plan, version, events)? {
+            self.remember(plan, &placed, events).await;
+        }
+        finished(build, events);
+        output::talk(&format!("every file is as in {} {version}: nothing is published", plan.image));
         Ok(Member::Done)
     }
 

@@ -6,14 +6,18 @@ use std::{
     sync::Arc,
 };
 
+use async_trait::async_trait;
+use kiln_build::bake::{Previous, PublishedDisk};
 use kiln_core::{
-    ByteSize,
+    ByteSize, Version,
     artifact::Artifact,
     event::{Event, Events as _, Phase, Unit},
     plan::{Base, Plan, Qcow2Source},
 };
 use kiln_io::{fs::Unnamed, guest::Progress};
-use kiln_registry::{Publication, Published};
+use kiln_registry::{Publication, Published, Record, Reference, Registry, Selector};
+
+use tokio_util::sync::CancellationToken;
 
 use super::Session;
 use crate::{calendar::Moment, failure::Failure, render::Broadcast, surroundings};
@@ -102,6 +106,59 @@ impl Session {
             already: published.already,
         });
         Ok(published)
+    }
+}
+
+/// A version of the registry, and how its raw disk is had.
+#[derive(Debug)]
+struct FromRegistry {
+    registry: Registry,
+    record: Record,
+    cancel: CancellationToken,
+}
+
+#[async_trait]
+impl PublishedDisk for FromRegistry {
+    async fn lay_down(&self, to: &Path) -> Result<(), String> {
+        let (registry, record) = (self.registry.clone(), self.record.clone());
+        let (cancel, to) = (self.cancel.clone(), to.to_owned());
+        let work = move || registry.export(&record, "raw", &to, &|_| !cancel.is_cancelled());
+        match tokio::task::spawn_blocking(work).await {
+            Ok(written) => written.map(|_| ()).map_err(|error| error.to_string()),
+            Err(ended) => Err(ended.to_string()),
+        }
+    }
+}
+
+impl Session {
+    /// The newest version of the image that may be used, on whose disk the next one is placed.
+    pub(super) fn previous(&self, plan: &Plan, cancel: &CancellationToken) -> Option<Previous> {
+        let registry = self.registry.as_ref().filter(|_| plan.publish.registry)?;
+        let newest = Selector { image: plan.image.clone(), reference: Reference::Newest };
+        let record = registry.usable(&newest, surroundings::seconds(), false).ok()?;
+        let artifact = record.artifact.clone();
+        let disk = FromRegistry { registry: registry.clone(), record, cancel: cancel.clone() };
+        Some(Previous { artifact, disk: Arc::new(disk) })
+    }
+
+    /// Says that a published version stands for what was baked.
+    pub(super) fn stands(
+        &self,
+        plan: &Plan,
+        version: &Version,
+        events: &Arc<Broadcast>,
+    ) -> Result<Option<Placed>, Failure> {
+        let Some(registry) = &self.registry else { return Ok(None) };
+        let selector = Selector { image: plan.image.clone(), reference: Reference::Named(version.clone()) };
+        let artifact = registry.artifact(&selector)?;
+        events.emit(Event::Published {
+            image: artifact.image.clone(),
+            version: artifact.version.clone(),
+            disk: artifact.disk.digest,
+            registry: registry.root().display().to_string(),
+            already: true,
+        });
+        Ok(Some(Placed { said: Vec::new(), published: Some(artifact) }))
     }
 }
 
