@@ -8,17 +8,23 @@
 mod bake;
 mod measure;
 mod packer;
+mod place;
+mod publish;
 mod rebake;
 mod seal;
 mod ssh;
 
 use std::process::ExitCode;
 
-const PARTS: [(&str, &str); 6] = [
+const PARTS: [(&str, &str); 7] = [
     ("bake", "a whole bake of nginx on Debian 12, beside Packer's QEMU builder on the same base"),
     (
         "rebake",
         "the same image after an edit, unchanged, a second template; beside Packer, which starts anew each time",
+    ),
+    (
+        "publish",
+        "what a further version adds to the registry, with and without its files on the places of the one before",
     ),
     ("steps", "50 no-op shell steps over a round trip of 40 ms, beside Packer"),
     ("files", "500 files of 1 KiB over a round trip of 40 ms, beside `tar | ssh` and Packer"),
@@ -34,7 +40,7 @@ fn main() -> ExitCode {
         }
         eprintln!("usage: bench [PART]...");
         for (part, what) in PARTS {
-            eprintln!("  {part:<6} {what}");
+            eprintln!("  {part:<7} {what}");
         }
         return ExitCode::from(2);
     }
@@ -45,6 +51,7 @@ fn main() -> ExitCode {
             match part {
                 "bake" => bake::run(),
                 "rebake" => rebake::run(),
+                "publish" => publish::run(),
                 "steps" => runtime.block_on(ssh::steps()),
                 "files" => runtime.block_on(ssh::files()),
                 "file" => runtime.block_on(ssh::file()),

@@ -1,69 +1,17 @@
 //! What a change costs: the same image again after an edit of its last step, with nothing changed, and a second template on a
 //! known base; and what a checkpoint costs, by the guest's memory.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
-
-use kiln_io::dirs::Dirs;
-use kiln_tests::home;
-use serde_json::Value;
+use std::time::Duration;
 
 use crate::{
     bake,
-    measure::{Timed, row, timed},
+    measure::{Timed, row},
+    place::{Place, events},
     seal,
 };
 
 /// As `bake` measures it, with a page to edit.
 const PAGE: &str = "hello\\n";
-
-/// A cache of its own that shares only the bases.
-struct Place {
-    work: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let work = tempfile::tempdir().expect("a directory to work in");
-        let user = Dirs::from_environment(|name| std::env::var(name).ok()).expect("a home");
-        let own = work.path().join("cache");
-        fs::create_dir_all(&own).expect("make a cache");
-        std::os::unix::fs::symlink(user.cache.join("bases"), own.join("bases")).expect("share the bases");
-        let _ = fs::copy(user.cache.join("calibration.json"), own.join("calibration.json"));
-        Self { work }
-    }
-
-    fn template(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.work.path().join(name);
-        fs::write(&path, text).expect("write a template");
-        path
-    }
-
-    fn kiln(&self, arguments: &[&str]) -> Timed {
-        let work = self.work.path();
-        timed(
-            Command::new(home::kiln())
-                .args(arguments)
-                .env("KILN_CACHE_DIR", work.join("cache"))
-                .env("KILN_DATA_DIR", work.join("data"))
-                .env("KILN_STATE_DIR", work.join("state")),
-        )
-    }
-
-    fn build(&self, template: &Path, options: &[&str]) -> Timed {
-        let template = template.to_str().expect("a UTF-8 path");
-        self.kiln(&[&["build", template, "--json"], options].concat())
-    }
-
-    /// Releases a machine that waits after `--until`.
-    fn release(&self) {
-        self.kiln(&["clean", "--kept"]);
-    }
-}
 
 pub(crate) fn run() {
     let base = tokio::runtime::Runtime::new().expect("a runtime").block_on(seal::debian());
@@ -115,10 +63,6 @@ fn costs(place: &Place) {
             );
         }
     }
-}
-
-fn events(ran: &Timed) -> impl Iterator<Item = Value> {
-    ran.output.lines().filter_map(|line| serde_json::from_str(line).ok())
 }
 
 /// When the first step began.
