@@ -21,10 +21,13 @@ use crate::{
 };
 
 mod fat;
+mod kernel;
 pub(crate) mod little_endian;
 pub(crate) mod partitions;
 mod rules;
 pub mod superblock;
+
+pub use self::kernel::{Kernel, kernel};
 
 /// Whether a finding stops the bake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,6 +4,7 @@
 //! exactly the files it is handed, in the format it is told: a format is never guessed from content ([`detect`] only
 //! refuses), because whoever wrote a disk also wrote its first bytes.
 
+pub mod agreement;
 pub mod detect;
 pub mod error;
 pub mod ext4;
