@@ -1,6 +1,11 @@
 //! A whole bake: the same base, the same packages, the same file; kiln with and without the boot test that Packer lacks.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use kiln_tests::home;
 use serde_json::{Value, json};
@@ -75,22 +80,48 @@ fn kiln(work: &Path, name: &str, template: &Path, options: &[&str]) -> Duration 
     ran.elapsed
 }
 
+/// What Packer needs of a base: a qcow2, a key, and a seed that lets the key in.
+pub(crate) struct PackerBase {
+    disk: PathBuf,
+    key: PathBuf,
+    seed: PathBuf,
+}
+
+impl PackerBase {
+    pub(crate) fn new(work: &Path, raw: &Path) -> Self {
+        let (disk, key, seed) = (work.join("base.qcow2"), work.join("key"), work.join("seed.img"));
+        timed(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(raw).arg(&disk));
+        timed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+        let public = fs::read_to_string(key.with_extension("pub")).expect("read the public key");
+        let user_data = format!(
+            "#cloud-config\ndisable_root: false\nusers:\n  - name: root\n    ssh_authorized_keys:\n      - {public}"
+        );
+        fs::write(work.join("user-data"), user_data).expect("write user-data");
+        fs::write(work.join("meta-data"), "instance-id: bench\nlocal-hostname: bench\n").expect("write meta-data");
+        timed(Command::new("mkfs.vfat").args(["-C", "-n", "CIDATA"]).arg(&seed).arg("512"));
+        let files = [work.join("user-data"), work.join("meta-data")];
+        timed(Command::new("mcopy").arg("-i").arg(&seed).args(files).arg("::"));
+        Self { disk, key, seed }
+    }
+
+    /// The same on what Packer made in `work`.
+    pub(crate) fn on(&self, work: &Path) -> Self {
+        let disk = work.join("packer-output/bench.qcow2");
+        Self { disk, key: self.key.clone(), seed: self.seed.clone() }
+    }
+
+    pub(crate) fn bake(&self, work: &Path, commands: &[&[&str]]) -> Duration {
+        let provisioners: Vec<_> = commands.iter().map(|inline| json!({ "type": "shell", "inline": inline })).collect();
+        packer::bake(work, &self.disk, &self.seed, &self.key, MEMORY, &provisioners).elapsed
+    }
+}
+
+/// The packages of [`TEMPLATE`].
+pub(crate) const INSTALL: &[&str] =
+    &["apt-get update", "DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends nginx-light"];
+/// Its page and its check.
+pub(crate) const PAGE: &[&str] = &["echo hello > /var/www/html/index.html", "systemctl is-active nginx"];
+
 pub(crate) fn packer_bake(work: &Path, raw: &Path) -> Duration {
-    let (disk, key, seed) = (work.join("base.qcow2"), work.join("key"), work.join("seed.img"));
-    timed(Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(raw).arg(&disk));
-    timed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
-    let public = fs::read_to_string(key.with_extension("pub")).expect("read the public key");
-    let user_data = format!(
-        "#cloud-config\ndisable_root: false\nusers:\n  - name: root\n    ssh_authorized_keys:\n      - {public}"
-    );
-    fs::write(work.join("user-data"), user_data).expect("write user-data");
-    fs::write(work.join("meta-data"), "instance-id: bench\nlocal-hostname: bench\n").expect("write meta-data");
-    timed(Command::new("mkfs.vfat").args(["-C", "-n", "CIDATA"]).arg(&seed).arg("512"));
-    timed(Command::new("mcopy").arg("-i").arg(&seed).arg(work.join("user-data")).arg(work.join("meta-data")).arg("::"));
-    let install = "DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends nginx-light";
-    let provisioners = [
-        json!({ "type": "shell", "inline": ["apt-get update", install] }),
-        json!({ "type": "shell", "inline": ["echo hello > /var/www/html/index.html", "systemctl is-active nginx"] }),
-    ];
-    packer::bake(work, &disk, &seed, &key, MEMORY, &provisioners).elapsed
+    PackerBase::new(work, raw).bake(work, &[INSTALL, PAGE])
 }

@@ -41,7 +41,48 @@ pub(crate) fn run() {
     row("nothing changed", nothing.elapsed, "packer 1.6.6", theirs);
     row("second template, to its first step", known, "kiln, cold boot", cold);
     println!("where the time of the edit went: {}", phases(&last));
+    // A figure of something else than it says would be worse than none.
+    assert!(events(&nothing).any(|event| event["event"] == "build-skipped"), "{}", nothing.output);
+    assert!(events(&last).any(|event| event["event"] == "step-cached"), "{}", last.output);
     costs(&place);
+    graph(&base.disk);
+}
+
+/// A base with nginx and three children with a page each: one run of kiln, and four of Packer, one after another.
+fn graph(base: &Path) {
+    let place = Place::new();
+    let text = bake::TEMPLATE.replace("version = \"1\"", "version = \"auto\"");
+    let (head, steps) = text.split_once("[base.debian]").expect("a base");
+    let (installs, page) = text.split_once("[[provision]]\nuse = \"files\"").expect("a page");
+    let machine =
+        &steps[steps.find("[builder.qemu]").expect("a machine")..steps.find("[[provision]]").expect("a step")];
+    let write = |name: &str, text: &str| {
+        let directory = place.work.path().join("templates").join(name);
+        fs::create_dir_all(&directory).expect("a template's directory");
+        fs::write(directory.join("template.toml"), text.replace("\"bench\"", &format!("\"{name}\"")))
+            .expect("write a template");
+    };
+    write("root", installs);
+    for child in ["one", "two", "three"] {
+        let page = page.replace("hello", child);
+        write(child, &format!("base.image = \"root\"\n{head}{machine}[[provision]]\nuse = \"files\"{page}"));
+    }
+    let templates = place.work.path().join("templates");
+    let tested = place.build(&templates, &[]);
+    // Another cache and registry: everything is made anew.
+    let untested = Place::new().build(&templates, &["--no-boot-test"]);
+
+    let work = tempfile::tempdir().expect("a directory to work in");
+    let theirs = bake::PackerBase::new(work.path(), base);
+    let mut elapsed = theirs.bake(work.path(), &[bake::INSTALL]);
+    let child = theirs.on(work.path());
+    for name in ["one", "two", "three"] {
+        let own = work.path().join(name);
+        fs::create_dir_all(&own).expect("a directory to work in");
+        elapsed += child.bake(&own, &[bake::PAGE]);
+    }
+    row("a base and three children, boot-tested", tested.elapsed, "four runs of packer 1.6.6", elapsed);
+    row("a base and three children, without boot test", untested.elapsed, "four runs of packer 1.6.6", elapsed);
 }
 
 /// Disk and pause of a checkpoint, by the guest's memory.
