@@ -36,6 +36,7 @@ async fn base(suite: &str, root: &Path) -> PreparedBase {
         dirs: Dirs { cache: root.join("cache"), state: root.join("state"), data: root.join("data") },
         events: Arc::new(Silent),
         clock: Arc::new(SystemClock::new()),
+        images: None,
         cancel: CancellationToken::new(),
     };
     let base = Base::Debian(DebianBase { suite: suite.into(), mirror: None, packages: Vec::new() });

@@ -121,8 +121,9 @@ fn a_change_costs_what_the_change_costs() {
     let mut steps = STEPS;
     steps[5] = "echo edited";
     six.write(&steps);
-    let last = six.build(&[]);
+    let last = six.build(&["--audit"]);
     assert!(!last.booted());
+    agrees_with_a_bake_without_hits(&last);
     assert_eq!(last.numbers("step-cached"), [1, 2, 3, 4, 5]);
     assert_eq!(last.numbers("step-finished"), [6]);
     let (number, reason) = last.miss();
@@ -153,6 +154,17 @@ fn a_change_costs_what_the_change_costs() {
     gone(&six.home, "until");
     six.home.kiln(&["cache", "prune", "--to", "0"]).succeeds();
     assert_eq!(six.home.kiln(&["cache", "list", "--json"]).succeeds().stdout.trim(), "[]");
+}
+
+/// The sealed image of a bake with hits holds the same files as that of one without; what differs, differs for a reason.
+fn agrees_with_a_bake_without_hits(build: &Events) {
+    let audit = build.all("audit-finished").next().expect("an audit");
+    println!("{audit:#}");
+    let differing = audit["differing"].as_array().expect("what differs");
+    let unexplained: Vec<_> = differing.iter().filter(|one| one["reason"] == "").collect();
+    assert!(unexplained.is_empty(), "with checkpoints and without: {unexplained:#?}");
+    let (paths, same) = (audit["paths"].as_u64(), audit["same"].as_u64());
+    assert!(paths > Some(10_000) && same.zip(paths).is_some_and(|(same, paths)| same * 1000 > paths * 995), "{audit}");
 }
 
 /// Steps one to three are known, step four runs when kiln is killed; the next build begins after step three, on a guest that has
@@ -252,4 +264,43 @@ fn two_builds_go_on_from_one_checkpoint_at_once() {
 
 fn words(list: &[String]) -> Vec<&str> {
     list.iter().map(String::as_str).collect()
+}
+
+/// Without memory: the machine boots from what the step left on its disk, also when QEMU is another one by then.
+#[test]
+fn a_checkpoint_of_the_disk_alone_outlives_an_update_of_qemu() {
+    let _turn = alone();
+    let six = Six::new("checkpoints-disk");
+    let write = |second: &str| {
+        let text = format!(
+            "[image]\nname = 'disk'\n[base.debian]\nsuite = 'bookworm'\n\
+             [builder.qemu]\nmemory = '512 MiB'\ndisk = '3 GiB'\ncheckpoints = 'disk'\n\
+             [[provision]]\nuse = 'shell'\nas = 's1'\nscript = 'echo kept > /root/disk; echo lost > /run/memory'\n\
+             [[provision]]\nuse = 'shell'\nas = 's2'\nscript = '{second}'\n"
+        );
+        fs::write(&six.template, text).expect("write the template");
+    };
+    write("true");
+    let first = six.build_until("s2", &[]);
+    assert_eq!(first.numbers("checkpoint-taken"), [1, 2], "of a boot, the disk alone is worth nothing");
+
+    let programs = six.home.path("bin");
+    fs::create_dir_all(&programs).expect("a directory of programs");
+    let newer = "#!/bin/sh\n[ \"$1\" = --version ] && { echo 'QEMU emulator version 99.0.0'; exit; }\n\
+                 exec /usr/bin/qemu-system-x86_64 \"$@\"\n";
+    let program = programs.join("qemu-system-x86_64");
+    fs::write(&program, newer).expect("write a newer QEMU");
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("make it a program");
+    write("cat /root/disk; test ! -e /run/memory");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let arguments = six.arguments(&["--until", "s2"]);
+    let output = six.home.command(&arguments).env("PATH", format!("{}:{path}", programs.display())).output();
+    let ran = Ran::new(&arguments, &output.expect("run kiln")).succeeds();
+    let again = Events::of(&ran);
+    assert!(again.booted(), "it boots from the disk: {ran:?}");
+    assert_eq!((again.numbers("step-cached"), again.numbers("step-finished")), (vec![1], vec![2]), "{ran:?}");
+    assert_eq!(again.output(2), "kept\n");
+    six.home.kiln(&["clean", "--kept"]).succeeds();
+    gone(&six.home, "the disk alone");
+    nothing_but_logs(&six.home, "the disk alone");
 }

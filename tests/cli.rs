@@ -5,6 +5,8 @@
 #![expect(clippy::disallowed_methods, reason = "tests drive stock programs as a user would")]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+#[path = "cli/bases.rs"]
+mod bases;
 #[path = "cli/goldens.rs"]
 mod goldens;
 #[path = "cli/registry.rs"]

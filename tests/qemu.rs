@@ -20,7 +20,7 @@ use kiln_build::{
 use kiln_core::{
     ByteSize,
     event::{Event, Events},
-    plan::{Accelerator, Base, DebianBase, Login, QemuMachine},
+    plan::{Accelerator, Base, CheckpointKind, DebianBase, Login, QemuMachine},
 };
 use kiln_io::{
     dirs::Dirs,
@@ -102,7 +102,7 @@ fn say(text: &str) {
 async fn base() -> PreparedBase {
     let dirs = Dirs::from_environment(|name| std::env::var(name).ok()).unwrap();
     let (events, clock) = (Arc::new(Say), Arc::new(SystemClock::new()));
-    let context = BaseContext { dirs, events, clock, cancel: CancellationToken::new() };
+    let context = BaseContext { dirs, events, clock, images: None, cancel: CancellationToken::new() };
     let debian = DebianBase { suite: "bookworm".into(), mirror: None, packages: Vec::new() };
     prepare(&Base::Debian(debian), &context).await.unwrap()
 }
@@ -129,6 +129,7 @@ fn machine() -> QemuMachine {
         cpus: 2,
         disk: ByteSize::gib(4),
         accelerator: Accelerator::Tcg,
+        checkpoints: CheckpointKind::Memory,
         boot_timeout: Duration::from_mins(5),
         shutdown_timeout: Duration::from_mins(2),
     }

@@ -53,6 +53,7 @@ pub(crate) async fn debian() -> PreparedBase {
         dirs: Dirs::from_environment(|name| std::env::var(name).ok()).expect("a home directory"),
         events: Arc::new(Silent),
         clock: Arc::new(SystemClock::new()),
+        images: None,
         cancel: CancellationToken::new(),
     };
     let base = Base::Debian(DebianBase { suite: "bookworm".into(), mirror: None, packages: Vec::new() });

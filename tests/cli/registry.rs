@@ -10,8 +10,8 @@ use std::{
 
 use kiln_core::{
     Digest,
-    artifact::{Artifact, BaseRecord, CheckRecord, Disk, File, Machine, StepRecord},
-    plan::VersionSpec,
+    artifact::{Artifact, BaseRecord, BootRecord, CheckRecord, Disk, File, Machine, StepRecord},
+    plan::{Login, VersionSpec},
 };
 use kiln_disk::{
     DiskFile, GuestDisk,
@@ -44,12 +44,23 @@ fn published(user: &Home) -> PathBuf {
     raw
 }
 
+/// The same disk as `version`, from a kiln that records how to log in.
+pub(crate) fn published_as_a_base(user: &Home, version: &str) {
+    published(user);
+    let registry = Registry::open(&user.path("data/registry")).unwrap();
+    let selector = "web@1.0.0".parse().unwrap();
+    let boot = Some(BootRecord { login: Login::Credentials, command_line: None });
+    let artifact = Artifact { boot, ..registry.artifact(&selector).unwrap() };
+    registry.publish(&artifact, &user.path("baked"), &publication(version), &Quiet).unwrap();
+}
+
 fn publication(version: &str) -> Publication {
     Publication {
         version: VersionSpec::Fixed(version.parse().unwrap()),
         date: "2026-11-21".to_owned(),
         now: 1_795_267_596,
         by: "ada@forge".to_owned(),
+        allow_revoked: false,
     }
 }
 
@@ -67,8 +78,14 @@ fn artifact(file: File, disk: Digest) -> Artifact {
         recipe: Digest::of(b"recipe"),
         disk: Disk { digest: disk, size: 8 << 20, chunk_size: 1 << 16, chunks: 16 },
         files: vec![file],
-        base: BaseRecord { name: "debian bookworm".to_owned(), digest: Digest::of(b"base"), key: Digest::of(b"key") },
         placement: None,
+        base: BaseRecord {
+            name: "debian bookworm".to_owned(),
+            digest: Digest::of(b"base"),
+            key: Digest::of(b"key"),
+            parent: None,
+        },
+        boot: None,
         machine: Machine {
             builder: "qemu".to_owned(),
             accelerator: "tcg".to_owned(),

@@ -29,6 +29,7 @@ async fn main() -> Result<(), BaseError> {
         dirs: Dirs { cache: root.join("cache"), state: root.join("state"), data: root.join("data") },
         events: Arc::new(Lines),
         clock: Arc::new(SystemClock::new()),
+        images: None,
         cancel: CancellationToken::new(),
     };
     let base = Base::Debian(DebianBase { suite, mirror: None, packages: Vec::new() });

@@ -31,6 +31,7 @@ use kiln_provision::Library;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    base::Images,
     check::{CheckRun, run_checks},
     checkpoint::Wish,
     qemu::{self, LoginKeys, VmHost, VmSpec},
@@ -77,6 +78,8 @@ pub struct BakeContext {
     pub previous: Option<Previous>,
     /// Where the plan's provisioners are found.
     pub library: Arc<Library>,
+    /// Where published images come from, for those that are bases.
+    pub images: Option<Arc<dyn Images>>,
 }
 
 /// What to do with the machine when a step or a check fails.

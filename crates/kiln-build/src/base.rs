@@ -1,28 +1,34 @@
 //! What a bake starts from, made ready on this machine: a disk that overlays can stand on.
 //!
 //! Everything lies in `<cache>/bases` and may be deleted at any time: [`debian`] systems under the digest of their inputs,
-//! disks made elsewhere under their own digest.
+//! disks made elsewhere under their own digest, published images under their disk digest.
 
 mod bootstrap;
 mod cache;
 mod debian;
 mod disk;
+mod image;
 mod qcow2;
 mod release;
 mod sources;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use kiln_core::{
-    Digest,
+    Digest, ImageName,
     artifact::BaseRecord,
     event::Events,
-    plan::{Base, Login},
+    plan::{Base, ImageVersion, Login},
 };
 use kiln_io::{
     dirs::Dirs,
     download::DownloadError,
     error::{FsError, ProcessError},
+    fs::Lock,
     time::Clock,
 };
 use tokio_util::sync::CancellationToken;
@@ -40,6 +46,8 @@ pub struct PreparedBase {
     pub record: BaseRecord,
     /// Tool name to version of what made it.
     pub tools: BTreeMap<String, String>,
+    /// Keeps it in the cache as long as it is used, where others may make room.
+    pub lease: Option<Arc<Lock>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +70,29 @@ pub struct BaseContext {
     pub dirs: Dirs,
     pub events: Arc<dyn Events>,
     pub clock: Arc<dyn Clock>,
+    /// Where the disks of published images come from.
+    pub images: Option<Arc<dyn Images>>,
     pub cancel: CancellationToken,
+}
+
+/// Lays down the disks of published images.
+pub trait Images: Send + Sync + std::fmt::Debug {
+    /// Writes the qcow2 of a version to `to`, every byte verified. `watch` gets the bytes done and says whether to go on.
+    fn lay_down(
+        &self,
+        image: &ImageName,
+        version: &ImageVersion,
+        to: &Path,
+        watch: &dyn Fn(u64) -> bool,
+    ) -> Result<(), NotLaidDown>;
+}
+
+/// Why the disk of a published image is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct NotLaidDown {
+    pub message: String,
+    pub hint: Option<String>,
 }
 
 /// Why a base is not ready.
@@ -93,6 +123,14 @@ pub enum BaseError {
     },
     #[error("the base `{path}` is not the file that was planned with: expected {expected}, got {got}")]
     Changed { path: String, expected: Digest, got: Digest },
+    #[error("the disk of `{name}` cannot be laid down")]
+    Image {
+        name: String,
+        #[source]
+        source: NotLaidDown,
+    },
+    #[error("the base `{name}` is not built yet")]
+    NotBuilt { name: String },
     #[error(transparent)]
     Download(Box<DownloadError>),
     #[error(transparent)]
@@ -117,6 +155,7 @@ impl BaseError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Bootstrap { hint, .. } => hint.as_deref(),
+            Self::Image { source, .. } => source.hint.as_deref(),
             _ => None,
         }
     }
@@ -127,6 +166,7 @@ pub async fn prepare(base: &Base, context: &BaseContext) -> Result<PreparedBase,
     match base {
         Base::Debian(debian) => debian::prepare(debian, context).await,
         Base::Qcow2(qcow2) => qcow2::prepare(qcow2, context).await,
+        Base::Image(image) => image::prepare(image, context).await,
     }
 }
 
@@ -135,6 +175,7 @@ pub fn known(base: &Base, dirs: &Dirs) -> Option<PreparedBase> {
     match base {
         Base::Debian(debian) => debian::known(debian, dirs),
         Base::Qcow2(qcow2) => qcow2::known(qcow2, dirs),
+        Base::Image(image) => image::known(image, dirs),
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! This crate must not print, parse arguments or know where artifacts are published.
 
+pub mod audit;
 pub mod bake;
 pub mod base;
 pub mod check;

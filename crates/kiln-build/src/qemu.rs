@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use args::qemu_args;
 pub use boot::boot;
-pub(crate) use boot::{Saved, resume};
+pub(crate) use boot::{Saved, boot_again, resume};
 pub use calibrate::{CalibrationHost, calibrate};
 pub(crate) use calibrate::{calibrated, processor_here};
 pub use error::{BootError, MachineError, ShutdownError};

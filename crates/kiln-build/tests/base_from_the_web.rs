@@ -61,6 +61,7 @@ impl Web {
             dirs: Dirs { cache: root.join("cache"), state: root.join("state"), data: root.join("data") },
             events: Arc::new(Silent),
             clock: Arc::new(SystemClock::new()),
+            images: None,
             cancel: CancellationToken::new(),
         };
         let source = Qcow2Source::Url { url: self.url.clone(), digest };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, ImageName, Version};
+use crate::{Digest, ImageName, Version, plan::Login};
 
 /// The format of this record.
 pub const FORMAT: u32 = 1;
@@ -36,6 +36,9 @@ pub struct Artifact {
     /// The version whose places the unchanged files have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
+    /// How a bake on this image gets into it; not in records of the first kilns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootRecord>,
     pub machine: Machine,
     pub steps: Vec<StepRecord>,
     pub checks: Vec<CheckRecord>,
@@ -84,6 +87,28 @@ pub struct BaseRecord {
     pub digest: Digest,
     /// The cache key, from the base's inputs.
     pub key: Digest,
+    /// The version of the registry that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ParentRecord>,
+}
+
+/// A published version that an image was baked on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParentRecord {
+    pub image: ImageName,
+    pub version: Version,
+    /// The disk digest.
+    pub disk: Digest,
+}
+
+/// How a machine on a disk is logged in to, and booted without its boot loader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRecord {
+    pub login: Login,
+    /// Kernel arguments that name the root file system; the kernel itself is `/vmlinuz` on the disk. `None`: only its boot loader
+    /// boots it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_line: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

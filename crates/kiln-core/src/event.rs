@@ -98,6 +98,14 @@ pub enum Event {
         detail: String,
         waived: Option<String>,
     },
+    /// The image was baked once more without any checkpoint, and the file trees of both disks were compared.
+    AuditFinished {
+        /// Paths that are in either.
+        paths: usize,
+        /// Those that have the same kind, mode, owner and content in both.
+        same: usize,
+        differing: Vec<AuditDifference>,
+    },
     /// Something a person should know: a fallback taken, a retry made.
     Warning {
         message: String,
@@ -122,6 +130,11 @@ pub enum Event {
         disk: Digest,
         reason: String,
     },
+    /// The only event of a build that does not begin, because what it waits for is not there.
+    BuildLeftOut {
+        image: ImageName,
+        reason: String,
+    },
     /// The bake failed. What was kept and what to do next stand in `left` and `hint`.
     BuildFailed {
         message: String,
@@ -134,6 +147,16 @@ pub enum Event {
         build: String,
         milliseconds: u64,
     },
+}
+
+/// A path that is not the same with checkpoints and without.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditDifference {
+    pub path: String,
+    /// `content`, `mode 0644 -> 0600`, `only in the first`: the first is the one baked with checkpoints.
+    pub how: String,
+    /// Why any two bakes differ there; empty where a checkpoint may be the reason.
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -153,6 +176,7 @@ pub enum Phase {
     Seal,
     Hygiene,
     BootTest,
+    Audit,
     Export,
     Publish,
 }

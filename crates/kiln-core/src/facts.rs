@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Digest, diagnostic::Diagnostics, manifest::Manifest};
+use crate::{Digest, ImageName, diagnostic::Diagnostics, manifest::Manifest, plan::ImageVersion};
 
 /// The world as the pure part sees it. Paths are as written in the template, relative to the
 /// directory of the template file that names them (`from`).
@@ -19,6 +19,21 @@ pub trait Facts: fmt::Debug {
 
     /// The names of all provisioners that can be found, for "did you mean".
     fn provisioner_names(&self) -> Vec<String>;
+
+    /// The published version that `image` and `reference` mean. `reference` is what stands behind the `@`: a version, a channel or
+    /// a disk digest; `None` is the newest.
+    fn image(&self, image: &ImageName, reference: Option<&str>) -> Result<ImageFact, FactError> {
+        let _ = reference;
+        Err(FactError::new(format!("there is no registry here that could have `{image}`")))
+    }
+}
+
+/// What a base of the registry comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageFact {
+    Published(Box<ImageVersion>),
+    /// It is built first, in the same run.
+    Awaited,
 }
 
 /// A template file that was read.

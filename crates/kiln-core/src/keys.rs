@@ -165,6 +165,12 @@ pub(crate) const VALIDATION: &[Key] = &[
 pub(crate) const BASE: &[Key] = &[
     optional("debian", Kind::Table(DEBIAN), "A Debian system from Debian's own packages."),
     optional("qcow2", Kind::Table(QCOW2), "A disk image made elsewhere: `path`, or `url` with its `sha256`."),
+    optional(
+        "image",
+        Kind::String,
+        "An image of the registry: `golden-base` (its newest version), `golden-base@1.4.0` or a channel, `golden-base@stable`. When it \
+         is built in the same run, what was just built.",
+    ),
 ];
 
 pub(crate) const DEBIAN: &[Key] = &[
@@ -194,12 +200,19 @@ pub(crate) const BUILDER: &[Key] = &[optional("qemu", Kind::Table(QEMU), "A loca
 pub(crate) const QEMU: &[Key] = &[
     with_default("memory", Kind::Size, "1 GiB", "Memory of the machine, at least 128 MiB."),
     with_default("cpus", Kind::Integer(1, 256), "2", "Processors of the machine."),
-    with_default("disk", Kind::Size, "4 GiB", "Size of the image's disk."),
+    with_default("disk", Kind::Size, "4 GiB", "Size of the image's disk; on `base.image` at least that of the base."),
     with_default(
         "accelerator",
         Kind::Word(&["auto", "kvm", "tcg"]),
         "auto",
         "`auto` calibrates: KVM if a tiny guest answers under it, else TCG.",
+    ),
+    with_default(
+        "checkpoints",
+        Kind::Word(&["memory", "disk"]),
+        "memory",
+        "What checkpoints hold: memory and disk, so that a build goes on where it was, or the disk alone. Those are smaller and are still good \
+         after an update of QEMU, but the machine boots from them: what a step only started or left in memory is gone.",
     ),
     with_default("boot_timeout", Kind::Duration, "5 min", "How long the guest may take until SSH answers."),
     with_default("shutdown_timeout", Kind::Duration, "2 min", "How long the guest may take to power off."),

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ByteSize, Digest, ImageName, Secret, Version,
+    artifact::BootRecord,
     manifest::{Manifest, RunsOn},
 };
 
@@ -39,6 +40,29 @@ pub struct Plan {
     pub secrets: BTreeMap<String, Secret>,
 }
 
+impl Plan {
+    /// The plan on a base that was built meanwhile; without a base of the registry it stays as it is.
+    #[must_use]
+    pub fn on(mut self, version: ImageVersion) -> Self {
+        let Base::Image(base) = &mut self.base else { return self };
+        let Builder::Qemu(machine) = &mut self.builder;
+        if base.disk_follows {
+            machine.disk = machine.disk.max(version.size);
+        }
+        base.version = Some(version);
+        self.recipe = crate::template::recipe(&self);
+        self
+    }
+
+    /// The image that has to be built before this plan can be baked.
+    pub fn awaited(&self) -> Option<&ImageName> {
+        match &self.base {
+            Base::Image(ImageBase { image, version: None, .. }) => Some(image),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VersionSpec {
@@ -53,6 +77,7 @@ pub enum VersionSpec {
 pub enum Base {
     Debian(DebianBase),
     Qcow2(Qcow2Base),
+    Image(ImageBase),
 }
 
 /// A Debian system from Debian's own packages.
@@ -92,8 +117,35 @@ pub enum Qcow2Source {
     },
 }
 
+/// A version of an image of the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImageBase {
+    /// As written: `golden-base@stable`.
+    pub reference: String,
+    pub image: ImageName,
+    /// `None`: it is built first, in the same run.
+    #[serde(flatten)]
+    pub version: Option<ImageVersion>,
+    /// The template says nothing of a disk: it is at least as large as that of the base.
+    #[serde(skip)]
+    pub disk_follows: bool,
+}
+
+/// A published version as a base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ImageVersion {
+    pub version: Version,
+    /// The disk digest.
+    pub disk: Digest,
+    /// The SHA-256 of its qcow2. Another kiln may compress the same disk otherwise: not part of the recipe.
+    pub qcow2: Digest,
+    /// Virtual size of its disk.
+    pub size: ByteSize,
+    pub boot: BootRecord,
+}
+
 /// How kiln gets its key into the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Login {
     /// systemd credentials over SMBIOS; needs systemd 252 or later in the guest and DHCP by itself.
@@ -116,6 +168,7 @@ pub struct QemuMachine {
     /// Size of the guest's disk.
     pub disk: ByteSize,
     pub accelerator: Accelerator,
+    pub checkpoints: CheckpointKind,
     #[serde(serialize_with = "seconds")]
     pub boot_timeout: Duration,
     #[serde(serialize_with = "seconds")]
@@ -129,6 +182,17 @@ pub enum Accelerator {
     Auto,
     Kvm,
     Tcg,
+}
+
+/// What checkpoints hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckpointKind {
+    /// Disk and memory: the machine goes on where it was.
+    #[default]
+    Memory,
+    /// The disk: the machine boots from it.
+    Disk,
 }
 
 /// One use of a provisioner.

@@ -21,6 +21,7 @@ use crate::{
     plan::Plan,
 };
 
+pub(crate) use recipe::digest as recipe;
 pub use variables::{Variable, VariableType};
 
 /// The largest template, in bytes, with everything it extends and includes. The TOML parser takes about 37 bytes of

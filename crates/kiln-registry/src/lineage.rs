@@ -1,6 +1,6 @@
 //! Lineage and revocation: what a version was baked on, and what may not be used any more.
 
-use kiln_core::{Digest, ImageName, Version};
+use kiln_core::{Digest, ImageName, Version, artifact::BaseRecord};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -62,6 +62,17 @@ impl Registry {
             }
         }
         Ok(None)
+    }
+
+    /// The version of this registry that a base is: the one it was taken from, else one with the same qcow2.
+    pub(crate) fn parent(&self, base: &BaseRecord) -> Result<Option<Parent>, RegistryError> {
+        if let Some(parent) = &base.parent {
+            let head = Head::read(&self.image(&parent.image))?;
+            if head.lists(&parent.version).is_some_and(|listed| listed.disk == parent.disk) {
+                return Ok(Some(Parent { image: parent.image.clone(), version: parent.version.clone() }));
+            }
+        }
+        self.with_qcow2(&base.digest)
     }
 
     /// The revocation that holds at `now` for a version, its own or that of what it was baked on.

@@ -29,6 +29,8 @@ pub struct Publication {
     pub now: u64,
     /// Who publishes: `ada@builder`.
     pub by: String,
+    /// Publish also what was baked on a revoked version, and is revoked with it.
+    pub allow_revoked: bool,
 }
 
 /// The outcome of a publish.
@@ -68,8 +70,8 @@ impl Registry {
         durable::directory(&self.temporary())?;
         let _publishing = self.sweep_and_share()?;
         self.prepare(&artifact.image)?;
-        let parent = self.with_qcow2(&artifact.base.digest)?;
-        if let Some(parent) = &parent {
+        let parent = self.parent(&artifact.base)?;
+        if let Some(parent) = parent.as_ref().filter(|_| !publication.allow_revoked) {
             self.refuse_revoked(parent, publication.now)?;
         }
         // Whether it can be read only decides how much is shared.

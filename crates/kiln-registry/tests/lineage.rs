@@ -5,9 +5,12 @@
 #[path = "support/artifact.rs"]
 mod support;
 
-use kiln_core::Digest;
+use kiln_core::{
+    Digest,
+    artifact::{Artifact, BaseRecord, ParentRecord},
+};
 use kiln_io::guest::Quiet;
-use kiln_registry::{Intent, Parent, Registry, RegistryError};
+use kiln_registry::{Intent, Parent, Publication, Registry, RegistryError};
 
 use support::{Scratch, artifact, fixed, intent, select};
 
@@ -123,4 +126,35 @@ fn images_whose_base_has_a_newer_version_are_outdated() {
     registry.revoke(&name("base@2"), Some(0), &intent("ada")).unwrap();
     assert!(outdated(None).is_empty(), "what is revoked is nobody's update");
     assert_eq!(registry.with_qcow2(&Digest::of(b"unknown")).unwrap(), None);
+}
+
+/// Two versions of one disk have the same qcow2: the record of the parent says which of them it was.
+#[test]
+fn a_child_knows_the_very_version_it_was_baked_on() {
+    let scratch = Scratch::new("very");
+    let registry = scratch.registry();
+    let source = scratch.0.join("baked");
+    let base = artifact(&source, "b-1", "base");
+    let base = Artifact { image: "base".parse().unwrap(), ..base };
+    for version in ["1", "2"] {
+        registry.publish(&base, &source, &fixed(version), &Quiet).unwrap();
+    }
+    let child = |version: &str, on: ParentRecord, allow_revoked| {
+        let artifact = artifact(&source, version, version);
+        let base = BaseRecord { digest: base.files[0].sha256, parent: Some(on), ..artifact.base.clone() };
+        let publication = Publication { allow_revoked, ..fixed(version) };
+        registry.publish(&Artifact { base, ..artifact }, &source, &publication, &Quiet)?;
+        Ok::<_, RegistryError>(registry.record(&select(&format!("web@{version}")))?.parent.unwrap().to_string())
+    };
+    let on =
+        |version: &str, disk| ParentRecord { image: "base".parse().unwrap(), version: version.parse().unwrap(), disk };
+    assert_eq!(child("1", on("1", base.disk.digest), false).unwrap(), "base@1");
+    assert_eq!(child("2", on("2", base.disk.digest), false).unwrap(), "base@2");
+    // Another registry's version of that name is not it; the qcow2 still tells.
+    assert_eq!(child("3", on("1", Digest::of(b"other")), false).unwrap(), "base@2");
+    registry.revoke(&name("base@1"), Some(0), &intent("ada")).unwrap();
+    let refused = child("4", on("1", base.disk.digest), false);
+    assert!(matches!(refused, Err(RegistryError::Revoked { .. })), "{refused:?}");
+    assert_eq!(child("4", on("1", base.disk.digest), true).unwrap(), "base@1");
+    assert!(why(&registry, "web@4", 2_000).unwrap().contains("web@4 is revoked, baked on base@1"));
 }

@@ -94,6 +94,18 @@ impl Failure {
         self
     }
 
+    /// This failure and another of the same kind: the mistakes of two templates.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        let texts = self.mistakes.into_iter().chain(other.mistakes).collect::<Vec<_>>();
+        self.mistakes = Some(texts.join("\n"));
+        self
+    }
+
+    /// The message and its causes.
+    pub(crate) fn on_one_line(&self) -> String {
+        std::iter::once(&self.message).chain(&self.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
+    }
+
     /// As it is printed, with a line end.
     pub(crate) fn render(&self, palette: Palette) -> String {
         let mut text = String::new();

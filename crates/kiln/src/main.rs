@@ -1,6 +1,7 @@
 //! The kiln command: verbs, terminal, wiring, exit codes.
 
 mod arguments;
+mod bases;
 mod builds;
 mod calendar;
 mod colour;

@@ -4,6 +4,8 @@ mod closing;
 mod journal;
 mod json;
 mod plain;
+mod prefixed;
+mod row;
 mod terminal;
 
 use std::{
@@ -22,6 +24,8 @@ pub(crate) use self::{
     journal::{EVENTS, Journal, LOG},
     json::Json,
     plain::Plain,
+    prefixed::Prefixed,
+    row::Row,
     terminal::Terminal,
 };
 
@@ -99,6 +103,7 @@ pub(crate) const fn phase_name(phase: Phase) -> &'static str {
         Phase::Hygiene => "hygiene",
         Phase::Placement => "placement",
         Phase::BootTest => "boot test",
+        Phase::Audit => "audit",
         Phase::Export => "export",
         Phase::Publish => "publish",
     }

@@ -1,6 +1,10 @@
 //! What a verb learns from the process it runs in: directories, registry, clock.
 
-use std::{env, path::PathBuf, time::SystemTime};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use kiln_io::{
     dirs::Dirs,
@@ -8,7 +12,7 @@ use kiln_io::{
 };
 use kiln_registry::{KeyStore, Record, Registry};
 
-use crate::{arguments::RegistryArguments, failure::Failure};
+use crate::{arguments::RegistryArguments, bases::Shelf, failure::Failure};
 
 /// kiln's directories, from the environment.
 pub(crate) fn dirs() -> Result<Dirs, Failure> {
@@ -20,11 +24,12 @@ pub(crate) fn dirs() -> Result<Dirs, Failure> {
 
 /// The registry that is meant: the one named, else the user's own.
 pub(crate) fn registry(arguments: &RegistryArguments) -> Result<Registry, Failure> {
-    let path: PathBuf = match &arguments.registry {
-        Some(path) => path.clone(),
-        None => dirs()?.data.join("registry"),
-    };
-    let registry = Registry::open(&path)?;
+    open(&registry_path(arguments)?)
+}
+
+/// The registry in a directory, with this user's keys.
+pub(crate) fn open(path: &Path) -> Result<Registry, Failure> {
+    let registry = Registry::open(path)?;
     // Without a home there are no keys: nothing is signed, and nothing can be proven.
     let Ok(keys) = keys() else { return Ok(registry) };
     let registry = registry.trusting(keys.trust()?);
@@ -32,6 +37,18 @@ pub(crate) fn registry(arguments: &RegistryArguments) -> Result<Registry, Failur
         Some(key) => registry.signing(key),
         None => registry,
     })
+}
+
+fn registry_path(arguments: &RegistryArguments) -> Result<PathBuf, Failure> {
+    match &arguments.registry {
+        Some(path) => Ok(path.clone()),
+        None => Ok(dirs()?.data.join("registry")),
+    }
+}
+
+/// The registry as far as bases are looked up in it. A plan needs no home: without one there is no registry.
+pub(crate) fn shelf(arguments: &RegistryArguments, allow_revoked: bool) -> Option<Shelf> {
+    Some(Shelf { root: registry_path(arguments).ok()?, allow_revoked, now: seconds() })
 }
 
 /// The user's keys.

@@ -1,7 +1,8 @@
 //! From the command line to plans: the template's file, values for its variables, the members that are meant.
 
 use std::{
-    collections::BTreeMap,
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
     env,
     path::{Path, PathBuf},
 };
@@ -14,30 +15,127 @@ use kiln_core::{
 use kiln_provision::{HostFacts, Library};
 use toml::{Spanned, Value};
 
-use crate::{arguments::TemplateArguments, failure::Failure};
+use crate::{
+    arguments::TemplateArguments,
+    bases::{InRun, Known, Shelf},
+    failure::Failure,
+};
 
 /// Variables from the environment: this and the variable's name in capital letters.
 const PREFIX: &str = "KILN_VAR_";
 
 /// What a template comes to.
+#[derive(Debug)]
 pub(crate) struct Planned {
+    /// As it was named, or found in a directory.
+    pub(crate) template: PathBuf,
     /// In the order of the matrix; only those that are meant.
     pub(crate) plans: Vec<Plan>,
     /// Where the provisioners of the plans are.
     pub(crate) library: Library,
 }
 
-/// Resolves a template.
-pub(crate) fn resolve(arguments: &TemplateArguments) -> Result<Planned, Failure> {
-    let path = file(&arguments.template)?;
-    let facts = HostFacts::for_template(&path);
-    let name = path.display().to_string();
-    // The entry is read the way its parts are, so that it gets its name in messages the same way.
-    let entry = facts.template("", &name).map_err(|error| Failure::usage(error.message))?;
-    let template = template::load(&entry, &facts).map_err(|mistakes| Failure::template(&mistakes))?;
-    let inputs = Inputs { variables: variables(arguments, &template)? };
-    let plans = template.plans(&inputs, &facts).map_err(|mistakes| Failure::template(&mistakes))?;
-    Ok(Planned { plans: only(plans, &arguments.only)?, library: facts.library().clone() })
+/// A template that was read, before the world is asked about its bases.
+struct Loaded {
+    path: PathBuf,
+    facts: HostFacts,
+    template: Template,
+    inputs: Inputs,
+}
+
+/// Resolves every template that is named. Without a shelf nobody looks for the bases that are images of the registry; with
+/// one, those that the same run makes are awaited.
+pub(crate) fn resolve(arguments: &TemplateArguments, shelf: Option<&Shelf>) -> Result<Vec<Planned>, Failure> {
+    let mut loaded = Vec::new();
+    for path in all(&arguments.templates)? {
+        let facts = HostFacts::for_template(&path);
+        let name = path.display().to_string();
+        // The entry is read the way its parts are, so that it gets its name in messages the same way.
+        let entry = facts.template("", &name).map_err(|error| Failure::usage(error.message))?;
+        let template = template::load(&entry, &facts).map_err(|mistakes| Failure::template(&mistakes))?;
+        loaded.push((path, facts, template));
+    }
+    let loaded = with_inputs(arguments, loaded)?;
+    let (planned, asked) = plans(&loaded, None, &InRun::default())?;
+    let planned = only(planned, &arguments.only)?;
+    if !asked || shelf.is_none() {
+        return Ok(planned);
+    }
+    let run = InRun::of(planned.iter().flat_map(|planned| &planned.plans));
+    let (planned, _) = plans(&loaded, shelf, &run)?;
+    only(planned, &arguments.only)
+}
+
+/// The plans of all templates; whether one has an image of the registry as its base. The mistakes of all at once.
+fn plans(loaded: &[Loaded], shelf: Option<&Shelf>, run: &InRun) -> Result<(Vec<Planned>, bool), Failure> {
+    let (mut planned, mut mistakes, mut asked) = (Vec::new(), Vec::new(), false);
+    for Loaded { path, facts, template, inputs } in loaded {
+        let known = Known { host: facts, shelf, run, asked: Cell::new(false) };
+        match template.plans(inputs, &known) {
+            Ok(plans) => {
+                planned.push(Planned { template: path.clone(), plans, library: facts.library().clone() });
+            }
+            Err(found) => mistakes.push(Failure::template(&found)),
+        }
+        asked |= known.asked.get();
+    }
+    match mistakes.into_iter().reduce(Failure::and) {
+        Some(mistakes) => Err(mistakes),
+        None => Ok((planned, asked)),
+    }
+}
+
+/// Every template's own values. With several, a variable is for those that declare it.
+fn with_inputs(
+    arguments: &TemplateArguments,
+    templates: Vec<(PathBuf, HostFacts, Template)>,
+) -> Result<Vec<Loaded>, Failure> {
+    let several = templates.len() > 1;
+    let mut used = BTreeSet::new();
+    let mut unused: Option<VariableValue> = None;
+    let mut loaded = Vec::new();
+    for (path, facts, template) in templates {
+        let mut values = variables(arguments, &template)?;
+        if several {
+            let declared: BTreeSet<String> = template.variables().into_iter().map(|variable| variable.name).collect();
+            let (own, others): (Vec<_>, Vec<_>) = values.into_iter().partition(|value| declared.contains(&value.name));
+            unused = others.into_iter().find(|value| !used.contains(&value.name)).or(unused);
+            used.extend(own.iter().map(|value| value.name.clone()));
+            values = own;
+        }
+        loaded.push(Loaded { path, facts, template, inputs: Inputs { variables: values } });
+    }
+    match unused.filter(|value| !used.contains(&value.name)) {
+        Some(value) => {
+            Err(Failure::usage(format!("{} sets `{}`, which no template declares", value.origin, value.name)))
+        }
+        None => Ok(loaded),
+    }
+}
+
+/// The TOML files that are meant: a directory without a `template.toml` stands for those of its subdirectories.
+fn all(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let mut files = Vec::new();
+    for path in paths {
+        match beneath(path) {
+            Some(found) if !found.is_empty() => files.extend(found),
+            _ => files.push(file(path)?),
+        }
+    }
+    let mut seen = BTreeSet::new();
+    files.retain(|file| seen.insert(file.clone()));
+    Ok(files)
+}
+
+/// `None` for what is not a directory of templates.
+fn beneath(path: &Path) -> Option<Vec<PathBuf>> {
+    if !path.is_dir() || path.join("template.toml").is_file() {
+        return None;
+    }
+    let entries = std::fs::read_dir(path).ok()?.flatten().map(|entry| entry.path().join("template.toml"));
+    let mut found: Vec<_> = entries.filter(|file| file.is_file()).collect();
+    found.sort();
+    Some(found)
 }
 
 /// The TOML file that is meant by a directory or a file.
@@ -135,21 +233,26 @@ fn json(value: Value) -> Option<serde_json::Value> {
 }
 
 /// The members that a pattern names, by the image's name or the member's.
-fn only(plans: Vec<Plan>, patterns: &[String]) -> Result<Vec<Plan>, Failure> {
+fn only(planned: Vec<Planned>, patterns: &[String]) -> Result<Vec<Planned>, Failure> {
     if patterns.is_empty() {
-        return Ok(plans);
+        return Ok(planned);
     }
     let means = |pattern: &str, plan: &Plan| {
         matches(pattern, plan.image.as_str()) || (!plan.member_name.is_empty() && matches(pattern, &plan.member_name))
     };
+    let plans = || planned.iter().flat_map(|planned| &planned.plans);
     for pattern in patterns {
-        if !plans.iter().any(|plan| means(pattern, plan)) {
-            let known: Vec<_> = plans.iter().map(|plan| format!("`{}`", plan.image)).collect();
-            return Err(Failure::usage(format!("no image of this template is called `{pattern}`"))
-                .hint(format!("it has {}", known.join(", "))));
+        if !plans().any(|plan| means(pattern, plan)) {
+            let known: Vec<_> = plans().map(|plan| format!("`{}`", plan.image)).collect();
+            let of = if planned.len() == 1 { "this template" } else { "these templates" };
+            let has = if planned.len() == 1 { "it has" } else { "they have" };
+            return Err(Failure::usage(format!("no image of {of} is called `{pattern}`"))
+                .hint(format!("{has} {}", known.join(", "))));
         }
     }
-    Ok(plans.into_iter().filter(|plan| patterns.iter().any(|pattern| means(pattern, plan))).collect())
+    let meant = |plan: &Plan| patterns.iter().any(|pattern| means(pattern, plan));
+    let of = |planned: Planned| Planned { plans: planned.plans.into_iter().filter(meant).collect(), ..planned };
+    Ok(planned.into_iter().map(of).filter(|planned| !planned.plans.is_empty()).collect())
 }
 
 /// Whether `text` fits `pattern`, in which `*` stands for any characters and `?` for one.

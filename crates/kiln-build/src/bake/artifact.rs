@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_core::{
-    artifact::{Artifact, Disk, FORMAT, File, Machine, Placement},
+    artifact::{Artifact, BootRecord, Disk, FORMAT, File, Machine, Placement},
     plan::{Builder, Plan, VersionSpec},
 };
 use kiln_disk::{CHUNK, seal::Sealed};
@@ -62,6 +62,10 @@ pub(super) fn record(facts: Facts<'_>, journal: &Journal<'_>, tools: BTreeMap<St
         files,
         base: base.record.clone(),
         placement,
+        boot: Some(BootRecord {
+            login: base.login,
+            command_line: base.kernel.as_ref().map(|kernel| kernel.command_line.clone()),
+        }),
         machine: Machine {
             builder: "qemu".to_owned(),
             accelerator: calibration.accelerator.name().to_owned(),

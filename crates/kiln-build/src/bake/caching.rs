@@ -10,7 +10,7 @@ use kiln_core::{
     artifact::StepRecord,
     checkpoint::{Key, keys},
     event::{Event, Phase},
-    plan::Plan,
+    plan::{Builder, CheckpointKind, Plan},
 };
 use kiln_io::{fs, ledger::EntryId, process, time::Clock};
 
@@ -99,7 +99,10 @@ impl<'a> Caching<'a> {
         }
         let trail = Trail::read(&context.dirs, &plan.image);
         let choice = choose(&keys, &store, &trail, &context.checkpoints, seconds(clock));
-        let pause = store.list().first().map_or(FIRST_PAUSE.as_millis(), |last| u128::from(last.record.pause));
+        let Builder::Qemu(asked) = &plan.builder;
+        let disk_only = asked.checkpoints == CheckpointKind::Disk;
+        let last = store.list().into_iter().find(|last| last.is_disk_only() == disk_only);
+        let pause = last.map_or(FIRST_PAUSE.as_millis(), |last| u128::from(last.record.pause));
         Ok(Self {
             plan,
             context,
@@ -184,6 +187,16 @@ impl<'a> Caching<'a> {
             let (store, checkpoint) = (self.store.clone(), checkpoint.clone());
             tokio::task::spawn_blocking(move || store.verify_disks(&checkpoint))
         };
+        if checkpoint.is_disk_only() {
+            let what = format!("after {}", place(record.number, &record.name));
+            let boot = async {
+                verified.await.unwrap_or(Err(CheckpointError::Cancelled))?;
+                Box::pin(qemu::boot_again(spec, host, keys, &record.origin)).await
+            };
+            let vm = journal.phase(Phase::Boot, &what, boot, |_| "the guest answers over SSH".to_owned()).await?;
+            self.went_on(checkpoint, lease);
+            return Ok(vm);
+        }
         let memory = checkpoint.directory.join(MEMORY);
         let (origin, boot_id, nonce) = (record.origin.as_str(), record.boot_id.as_str(), record.nonce.as_str());
         let saved = Saved { keys, origin, memory: &memory, stored: record.memory, verified, boot_id, nonce };
@@ -193,6 +206,13 @@ impl<'a> Caching<'a> {
                 "the guest answers over SSH".to_owned()
             })
             .await?;
+        self.went_on(checkpoint, lease);
+        Ok(vm)
+    }
+
+    /// The machine is that of `checkpoint`.
+    fn went_on(&mut self, checkpoint: &Checkpoint, lease: Lease) {
+        let record = &checkpoint.record;
         self.store.touch(&record.layers, self.clock.wall());
         self.leases.push(lease);
         self.layers.clone_from(&record.layers);
@@ -207,7 +227,6 @@ impl<'a> Caching<'a> {
             saved: checkpoint.saves(),
         });
         self.tell_misses();
-        Ok(vm)
     }
 
     fn tell_misses(&self) {
@@ -251,10 +270,17 @@ impl<'a> Caching<'a> {
         }
     }
 
+    fn kind(&self) -> CheckpointKind {
+        let Builder::Qemu(machine) = &self.plan.builder;
+        machine.checkpoints
+    }
+
     /// Takes a checkpoint after a step (0: the boot), if it is worth it.
     pub(super) async fn after(&mut self, number: usize, vm: &Running<'_>, host: VmHost<'_>) -> Result<(), BakeError> {
         let Some(key) = self.keys.iter().find(|key| key.number == number).cloned() else { return Ok(()) };
-        let usable = self.keys.iter().all(|key| key.number > number || key.good_for > 0);
+        // Of a machine that has just booted, the disk alone is worth nothing.
+        let usable = self.keys.iter().all(|key| key.number > number || key.good_for > 0)
+            && (number > 0 || self.kind() == CheckpointKind::Memory);
         let worth = match self.context.checkpoints.take {
             Take::Off => false,
             Take::Every => true,
@@ -273,7 +299,11 @@ impl<'a> Caching<'a> {
         self.settle(host).await;
         let own = self.own.clone();
         let next = self.new_place(host)?;
-        match vm.freeze(next.directory, next.entry).await {
+        let frozen = match self.kind() {
+            CheckpointKind::Memory => vm.freeze(next.directory, next.entry).await,
+            CheckpointKind::Disk => vm.freeze_disk(next.directory, next.entry).await,
+        };
+        match frozen {
             Ok(frozen) => self.begin_record(key, own, frozen, vm),
             Err(NotFrozen { error: CheckpointError::Cancelled, .. }) => return Err(BakeError::Cancelled),
             Err(NotFrozen { error, runs: true }) => self.give_up(&error.to_string()),

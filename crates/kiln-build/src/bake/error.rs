@@ -147,6 +147,7 @@ impl BakeError {
             }
             Self::DiskTooSmall { base, .. } => format!("give `[builder.qemu]` a `disk` of {base} or more"),
             Self::Left { .. } => "`kiln clean` tries again".to_owned(),
+            Self::Base(error) => return error.hint().map(str::to_owned),
             _ => return None,
         })
     }

@@ -16,6 +16,9 @@ use crate::{
     qemu::{self, Calibration, CalibrationHost, VmSpec},
 };
 
+/// Builds of one run that measured the machine at the same time would each find it slow.
+static MEASURING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Made ready before the first machine.
 #[derive(Debug)]
 pub(super) struct Ground {
@@ -37,7 +40,10 @@ impl Ground {
         let (dirs, cancel) = (&context.dirs, &context.cancel);
         let wanted = context.accelerator.unwrap_or(machine.accelerator);
         let host = CalibrationHost::new(dirs, context.events.as_ref(), clock.as_ref(), cancel);
-        let calibration = async { qemu::calibrate(wanted, &host).await.map_err(BakeError::boot) };
+        let calibration = async {
+            let _turn = MEASURING.lock().await;
+            qemu::calibrate(wanted, &host).await.map_err(BakeError::boot)
+        };
         let calibration = journal
             .phase(Phase::Calibrate, "accelerator", calibration, |found| {
                 format!("{}: {}", found.accelerator.name(), found.reason)
@@ -47,6 +53,7 @@ impl Ground {
             dirs: dirs.clone(),
             events: Arc::clone(&context.events),
             clock: Arc::clone(clock),
+            images: context.images.clone(),
             cancel: cancel.clone(),
         };
         let base = base::prepare(&plan.base, &base_context).await.map_err(BakeError::base)?;

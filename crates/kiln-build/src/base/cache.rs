@@ -12,7 +12,7 @@ use kiln_core::artifact::BaseRecord;
 use kiln_io::{
     dirs::Dirs,
     error::FsError,
-    fs::{Lock, create_private_dir, failed, write_atomic},
+    fs::{Lock, create_private_dir, failed, is_open_elsewhere, write_atomic},
     random,
     time::{Attempt, GaveUp, Policy, poll_until},
 };
@@ -119,6 +119,24 @@ impl Cache {
         for (name, _) in self.entries(prefix).into_iter().skip(count) {
             let _ = fs::remove_dir_all(self.path(&name));
         }
+    }
+
+    /// Removes entries that `which` means, oldest first, until `count` are left. One that somebody uses stays.
+    pub(super) fn forget_unused(&self, which: impl Fn(&str, &Entry) -> bool, count: usize) {
+        for (name, entry) in self.entries("").into_iter().filter(|(name, entry)| which(name, entry)).skip(count) {
+            let directory = self.path(&name);
+            let Ok(_alone) = Lock::take(&directory, "kiln, which removes it") else { continue };
+            // The machine of a build that was kept has no kiln any more.
+            if !is_open_elsewhere(&directory.join(&entry.disk)) {
+                let _ = fs::remove_dir_all(&directory);
+            }
+        }
+    }
+
+    /// Keeps an entry from being forgotten as long as the value lives; `None` when it is just being removed.
+    pub(super) fn lease(&self, name: &str) -> Option<Lock> {
+        let lock = Lock::share(&self.path(name)).ok()?;
+        self.find(name).map(|_| lock)
     }
 
     /// Makes `work` the entry `name`: record written last, then one rename.

@@ -170,7 +170,7 @@ async fn build(
         detail: format!("{name}, {}", written.digest.short()),
     });
     Ok(Entry {
-        record: BaseRecord { name, digest: written.digest, key: Digest::of(b"") },
+        record: BaseRecord { name, digest: written.digest, key: Digest::of(b""), parent: None },
         disk: "disk.raw".into(),
         size: written.size,
         command_line: Some(written.command_line),
@@ -195,5 +195,6 @@ fn prepared(cache: &Cache, name: &str, entry: Entry) -> PreparedBase {
         kernel,
         record: entry.record,
         tools: entry.tools,
+        lease: None,
     }
 }

@@ -47,6 +47,7 @@ fn prepared(base: &Qcow2Base, disk: PathBuf, entry: Entry) -> PreparedBase {
         kernel: None,
         record: entry.record,
         tools: entry.tools,
+        lease: None,
     }
 }
 
@@ -134,7 +135,7 @@ async fn digest(path: &Path) -> Result<Digest, BaseError> {
 
 fn entry(name: &str, digest: Digest, size: u64, made: u64) -> Entry {
     Entry {
-        record: BaseRecord { name: name.to_owned(), digest, key: digest },
+        record: BaseRecord { name: name.to_owned(), digest, key: digest, parent: None },
         disk: "disk.qcow2".into(),
         size,
         command_line: None,

@@ -3,7 +3,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use kiln_core::{Digest, artifact::BaseRecord, checkpoint::Ground, plan::Plan};
+use kiln_core::{
+    Digest,
+    artifact::BaseRecord,
+    checkpoint::Ground,
+    plan::{CheckpointKind, Plan},
+};
 use kiln_io::guest::Content;
 use kiln_provision::Library;
 
@@ -29,16 +34,20 @@ pub struct Surroundings<'a> {
 /// Everything a checkpoint's key covers and a plan does not say.
 pub fn ground(plan: &Plan, around: Surroundings<'_>) -> Result<Ground, CheckpointError> {
     let spec = around.machine;
-    let mut facts = vec![
-        ("base".to_owned(), format!("{} {}", around.base.name, around.base.digest.short())),
-        ("base's digest".to_owned(), around.base.digest.to_string()),
-        ("base's inputs".to_owned(), around.base.key.to_string()),
+    let mut facts = base_facts(around.base);
+    // A machine that boots from a disk does not care what wrote it.
+    let memory = [
         ("QEMU".to_owned(), around.qemu.to_owned()),
         ("accelerator".to_owned(), spec.calibration.accelerator.name().to_owned()),
         ("machine as QEMU is told".to_owned(), Digest::of(spec.shape().as_bytes()).to_string()),
         ("what kiln does after a boot".to_owned(), Digest::of(base::grow_script().as_bytes()).to_string()),
     ];
-    if spec.calibration.accelerator == crate::qemu::Accel::Kvm {
+    if spec.machine.checkpoints == CheckpointKind::Disk {
+        facts.push(("checkpoints".to_owned(), "of the disk alone".to_owned()));
+    } else {
+        facts.extend(memory);
+    }
+    if spec.machine.checkpoints == CheckpointKind::Memory && spec.calibration.accelerator == crate::qemu::Accel::Kvm {
         // The guest sees the host's own processor.
         facts.push(("processor".to_owned(), crate::qemu::processor_here()));
     }
@@ -64,6 +73,18 @@ pub fn ground(plan: &Plan, around: Surroundings<'_>) -> Result<Ground, Checkpoin
         secrets.extend(plan.secrets.iter().map(|(name, value)| (name.clone(), keyed(&key, value))));
     }
     Ok(Ground { facts, provisioners, secrets })
+}
+
+/// A published image is its disk, whatever it is called and however it is compressed.
+fn base_facts(base: &BaseRecord) -> Vec<(String, String)> {
+    match &base.parent {
+        Some(parent) => vec![("base".to_owned(), format!("image, {}", parent.disk))],
+        None => vec![
+            ("base".to_owned(), format!("{} {}", base.name, base.digest.short())),
+            ("base's digest".to_owned(), base.digest.to_string()),
+            ("base's inputs".to_owned(), base.key.to_string()),
+        ],
+    }
 }
 
 fn shown(path: &Path) -> String {

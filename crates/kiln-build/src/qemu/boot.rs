@@ -48,6 +48,28 @@ pub async fn boot(spec: VmSpec, host: VmHost<'_>) -> Result<Running<'_>, BootErr
     up(spec, host, material, files, overlay_entry, qmp, limit).await
 }
 
+/// Boots a machine on layers that another one wrote, with its keys: the guest has them already. `origin` is the build whose seed the
+/// guest knows. On an error the machine is gone.
+pub(crate) async fn boot_again<'h>(
+    spec: VmSpec,
+    host: VmHost<'h>,
+    keys: LoginKeys,
+    origin: &str,
+) -> Result<Running<'h>, CheckpointError> {
+    let begun = async {
+        let material = login::restore(host.ledger, &spec.name, origin, spec.login, keys)?;
+        let (files, entry) = files(&spec, &host, &material).await?;
+        let qmp = start(&spec, &host, &files, false).await?;
+        Ok::<_, BootError>((material, files, entry, qmp))
+    };
+    let (material, files, entry, qmp) = match begun.await {
+        Ok(begun) => begun,
+        Err(error) => return Err(not_up(abandon(&spec, &host, error).await)),
+    };
+    let limit = spec.calibration.scaled(spec.machine.boot_timeout);
+    up_again(spec, host, material, files, entry, qmp, limit).await
+}
+
 /// What a machine comes back from.
 #[derive(Debug)]
 pub(crate) struct Saved<'a> {

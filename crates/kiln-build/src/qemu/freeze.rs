@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use kiln_core::Digest;
 use kiln_io::{
     guest::{Command, Guest as _, Output},
     ledger::EntryId,
@@ -67,6 +68,33 @@ impl Running<'_> {
         let pause = self.host.clock.monotonic().saturating_sub(start);
         match (saved, goes_on) {
             (Ok(memory), Ok(())) => Ok(Frozen { directory, entry: own.entry, memory, pause, boot_id, nonce }),
+            (Err(error), Ok(())) => Err(NotFrozen { error, runs: true }),
+            (_, Err(error)) => Err(NotFrozen { error, runs: false }),
+        }
+    }
+
+    /// Takes a checkpoint of the disk alone: what the guest has written lies in it, and a boot replays the file system's journal.
+    pub(crate) async fn freeze_disk(&self, next: PathBuf, entry: EntryId) -> Result<Frozen, NotFrozen> {
+        let before = |error: CheckpointError| NotFrozen { error, runs: true };
+        self.quietly(&Command::new("sync".to_owned(), AROUND)).await.map_err(before)?;
+        let own = self.layers();
+        let overlay = next.join(DISK);
+        self.new_layer(&own.overlay, &overlay).await.map_err(before)?;
+        let directory = own.overlay.parent().map(PathBuf::from).unwrap_or_default();
+        let start = self.host.clock.monotonic();
+        self.order("stop", json!({})).await.map_err(before)?;
+        let swapped = self.swap(own.frozen.len() + 1, &overlay).await;
+        if swapped.is_ok() {
+            self.write_to(overlay, entry);
+        }
+        let goes_on = self.order("cont", json!({})).await;
+        let pause = self.host.clock.monotonic().saturating_sub(start);
+        match (swapped, goes_on) {
+            (Ok(()), Ok(())) => {
+                let memory = Stored { bytes: 0, sha256: Digest::of(b"") };
+                let (boot_id, nonce) = (String::new(), String::new());
+                Ok(Frozen { directory, entry: own.entry, memory, pause, boot_id, nonce })
+            }
             (Err(error), Ok(())) => Err(NotFrozen { error, runs: true }),
             (_, Err(error)) => Err(NotFrozen { error, runs: false }),
         }

@@ -1,7 +1,7 @@
 //! The recipe digest: over everything that can change the image, and nothing else.
 //!
-//! In: the image's name (a member of a matrix is another image even when its steps are the same), base, memory, CPUs
-//! and disk (steps see them), every step that runs with its provisioner's digest, options, input digests, environment
+//! In: the image's name (a member of a matrix is another image even when its steps are the same), base (one of the
+//! registry by its version and its disk digest), memory, CPUs and disk (steps see them), every step that runs with its provisioner's digest, options, input digests, environment
 //! and the *names* of its secrets, checks, waivers and output formats (they decide what is sealed and written).
 //!
 //! Out: version and description, publishing, accelerator, time limits and retries, names of steps and checks (they
@@ -13,18 +13,18 @@ use serde_json::{Value as Json, json};
 use crate::{
     Digest,
     digest::canonical,
-    plan::{Builder, Check, Plan, Step},
+    plan::{Base, Builder, Check, Plan, Step},
 };
 
 /// Raised when the same plan gets another digest.
 const FORMAT: &str = "kiln.recipe.v1";
 
-pub(super) fn digest(plan: &Plan) -> Digest {
+pub(crate) fn digest(plan: &Plan) -> Digest {
     let Builder::Qemu(machine) = &plan.builder;
     let recipe = json!({
         "format": FORMAT,
         "image": plan.image,
-        "base": plan.base,
+        "base": base(&plan.base),
         "machine": { "memory": machine.memory, "cpus": machine.cpus, "disk": machine.disk },
         "steps": plan.steps.iter().filter(|step| step.skipped.is_none()).map(step).collect::<Vec<_>>(),
         "checks": plan.checks.iter().map(check).collect::<Vec<_>>(),
@@ -32,6 +32,18 @@ pub(super) fn digest(plan: &Plan) -> Digest {
         "outputs": plan.outputs,
     });
     Digest::of(canonical(&recipe).as_bytes())
+}
+
+/// Of a base of the registry, what it is; how it is called in the template (a channel) does not matter.
+fn base(base: &Base) -> Json {
+    match base {
+        Base::Image(base) => {
+            let version = base.version.as_ref();
+            let (version, disk) = (version.map(|version| &version.version), version.map(|version| &version.disk));
+            json!({ "image": { "image": base.image, "version": version, "disk": disk } })
+        }
+        other => json!(other),
+    }
 }
 
 fn step(step: &Step) -> Json {

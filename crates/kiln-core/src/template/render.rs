@@ -6,7 +6,10 @@ use serde_json::Value as Json;
 
 use crate::{
     ByteSize, duration,
-    plan::{Base, Builder, Caching, Check, CheckKind, OutputFormat, Plan, Qcow2Source, Step, VersionSpec},
+    plan::{
+        Base, Builder, Caching, Check, CheckKind, CheckpointKind, ImageVersion, OutputFormat, Plan, Qcow2Source, Step,
+        VersionSpec,
+    },
 };
 
 /// Longest value that is shown in full.
@@ -39,13 +42,14 @@ impl Plan {
         let Builder::Qemu(machine) = &self.builder;
         writeln!(
             text,
-            "machine qemu: memory {}, {} CPUs, disk {}, accelerator {}, boot within {}, shut down within {}",
+            "machine qemu: memory {}, {} CPUs, disk {}, accelerator {}, boot within {}, shut down within {}{}",
             machine.memory,
             machine.cpus,
             machine.disk,
             format!("{:?}", machine.accelerator).to_lowercase(),
             duration::format(machine.boot_timeout),
-            duration::format(machine.shutdown_timeout)
+            duration::format(machine.shutdown_timeout),
+            if machine.checkpoints == CheckpointKind::Disk { ", checkpoints of the disk alone" } else { "" }
         )?;
         writeln!(text, "\nsteps")?;
         self.steps.iter().try_for_each(|step| write_step(text, step))?;
@@ -64,7 +68,10 @@ impl Plan {
             std::iter::once("qcow2").chain(self.outputs.iter().copied().map(format_name)).collect();
         writeln!(text, "\noutput {}", outputs.join(", "))?;
         writeln!(text, "publish {}", if self.publish.registry { "local registry" } else { "nowhere" })?;
-        writeln!(text, "recipe {}", self.recipe)
+        match self.awaited() {
+            Some(image) => writeln!(text, "recipe known once {image} is built"),
+            None => writeln!(text, "recipe {}", self.recipe),
+        }
     }
 }
 
@@ -88,6 +95,13 @@ fn base(base: &Base) -> String {
             };
             format!("qcow2 {} ({digest}), login by {login}", line(place))
         }
+        Base::Image(base) => match &base.version {
+            None => format!("image {}, built first", line(&base.reference)),
+            Some(ImageVersion { version, disk, boot, .. }) => {
+                let login = format!("{:?}", boot.login).to_lowercase();
+                format!("image {} = {version} (disk {disk}), login by {login}", line(&base.reference))
+            }
+        },
     }
 }
 

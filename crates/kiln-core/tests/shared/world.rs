@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_core::{
-    Diagnostics, Digest,
-    facts::{FactError, Facts, GivenValue, InputFact, Inputs, ProvisionerFact, TemplateText, VariableValue},
+    Diagnostics, Digest, ImageName,
+    facts::{FactError, Facts, GivenValue, ImageFact, InputFact, Inputs, ProvisionerFact, TemplateText, VariableValue},
     manifest,
     plan::Plan,
     template,
@@ -16,6 +16,8 @@ pub(crate) struct World {
     pub(crate) templates: BTreeMap<String, String>,
     pub(crate) files: BTreeMap<String, Vec<u8>>,
     pub(crate) provisioners: BTreeMap<String, String>,
+    /// By what a template writes: `golden-base@stable`.
+    pub(crate) images: BTreeMap<String, ImageFact>,
 }
 
 impl Facts for World {
@@ -49,6 +51,14 @@ impl Facts for World {
 
     fn provisioner_names(&self) -> Vec<String> {
         self.provisioners.keys().cloned().collect()
+    }
+
+    fn image(&self, image: &ImageName, reference: Option<&str>) -> Result<ImageFact, FactError> {
+        let named = reference.map_or_else(|| image.to_string(), |reference| format!("{image}@{reference}"));
+        self.images
+            .get(&named)
+            .cloned()
+            .ok_or_else(|| FactError::new(format!("there is no `{named}`")).with_hint("published: `golden-base@1.4.0`"))
     }
 }
 

@@ -110,8 +110,14 @@ fn record(build: &str, sealed: &Sealed, files: Vec<File>) -> Artifact {
             chunks: sealed.stored_chunks(),
         },
         files,
-        base: BaseRecord { name: "debian bookworm".to_owned(), digest: Digest::of(b"base"), key: Digest::of(b"key") },
         placement: None,
+        base: BaseRecord {
+            name: "debian bookworm".to_owned(),
+            digest: Digest::of(b"base"),
+            key: Digest::of(b"key"),
+            parent: None,
+        },
+        boot: None,
         machine: Machine {
             builder: "qemu".to_owned(),
             accelerator: "tcg".to_owned(),
@@ -133,5 +139,6 @@ pub(crate) fn fixed(version: &str) -> Publication {
         date: "2026-11-21".to_owned(),
         now: 1_000,
         by: "ada@forge".to_owned(),
+        allow_revoked: false,
     }
 }

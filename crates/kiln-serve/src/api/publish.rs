@@ -117,7 +117,7 @@ pub(crate) async fn version(
     let version = if version == "auto" { VersionSpec::Auto } else { VersionSpec::Fixed(parse(&version)?) };
     let now = app.now();
     let date = Moment::of_seconds(now).date();
-    let publication = Publication { version, date, now, by: caller.signature(by.as_deref()) };
+    let publication = Publication { version, date, now, by: caller.signature(by.as_deref()), allow_revoked: false };
     let offer = Offer { manifest, artifact };
     // Reads every new blob: two at once are enough for any disk.
     let permit = Arc::clone(&app.streams).acquire_owned().await.map_err(|_| Problem::busy())?;

@@ -79,7 +79,8 @@ impl Remote {
         let offer = Offer { manifest: record.manifest.clone(), artifact: artifact.clone() };
         let now = self.clock.wall().duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let version = VersionSpec::Fixed(artifact.version.clone());
-        let publication = Publication { version, date: Moment::of_seconds(now).date(), now, by: by.to_owned() };
+        let publication =
+            Publication { version, date: Moment::of_seconds(now).date(), now, by: by.to_owned(), allow_revoked: false };
         let registry = into.clone();
         let entered = tokio::task::spawn_blocking(move || registry.enter_offer(&offer, &publication)).await;
         let entered = entered.map_err(|error| self.unreadable(&error.to_string()))??;

@@ -28,6 +28,9 @@ pub(crate) struct Build {
     /// Bake and prove, but publish nothing
     #[arg(long)]
     pub(crate) no_publish: bool,
+    /// Bake also on a revoked version of an image, when the version itself is named as the base
+    #[arg(long)]
+    pub(crate) allow_revoked: bool,
     /// Do not boot the sealed image to test it; the artifact's record says so
     #[arg(long)]
     pub(crate) no_boot_test: bool,
@@ -43,9 +46,19 @@ pub(crate) struct Build {
     /// When checkpoints are taken: where they are worth their cost, after every step, or never (and none is used)
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = Checkpoints::Auto)]
     pub(crate) checkpoints: Checkpoints,
+    /// After a build that used checkpoints, bake the image once more without any and compare the files of both; with a share in percent, only
+    /// so many of such builds
+    #[arg(long, value_name = "PERCENT", num_args = 0..=1, require_equals = true, default_missing_value = "100", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) audit: Option<u8>,
     /// Bake even if nothing has changed since the published version was baked
     #[arg(long)]
     pub(crate) force: bool,
+    /// At most so many builds at once [default: as many as the machine has processors]
+    #[arg(long, short = 'j', value_name = "N")]
+    pub(crate) jobs: Option<std::num::NonZeroUsize>,
+    /// Memory for the machines of all builds that run at once, such as `8 GiB` [default: most of what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<kiln_core::ByteSize>,
     /// Install what this machine lacks first, as `kiln doctor --install --yes` does
     #[arg(long)]
     pub(crate) install: bool,
@@ -57,7 +70,7 @@ pub(crate) enum OnError {
     Clean,
     /// Leave it running for `kiln ssh`
     Keep,
-    /// Ask; needs a terminal
+    /// Ask: retry with the edited files, look inside, keep or clean; needs a terminal
     Ask,
 }
 

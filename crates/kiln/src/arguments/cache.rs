@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::TemplateArguments;
+use super::{RegistryArguments, TemplateArguments};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Cache {
@@ -32,4 +32,6 @@ pub(crate) struct CachePrune {
 pub(crate) struct CacheExplain {
     #[command(flatten)]
     pub(crate) template: TemplateArguments,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
 }

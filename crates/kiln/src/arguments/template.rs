@@ -4,19 +4,21 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::RegistryArguments;
+
 /// A template, its variables, and which of its images.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct TemplateArguments {
-    /// A directory with a `template.toml`, or a TOML file
+    /// Directories with a `template.toml`, directories of such directories, or TOML files
     #[arg(value_name = "TEMPLATE", default_value = ".")]
-    pub(crate) template: PathBuf,
+    pub(crate) templates: Vec<PathBuf>,
     /// Set a variable; wins over --var-file and the environment (`KILN_VAR_NAME`)
     #[arg(long = "var", value_name = "NAME=VALUE")]
     pub(crate) variables: Vec<String>,
     /// Take variables from a TOML file; a later file wins over an earlier one
     #[arg(long = "var-file", value_name = "FILE")]
     pub(crate) variable_files: Vec<PathBuf>,
-    /// Only these images of a matrix: a name, or a pattern with * and ?
+    /// Only these images: a name, or a pattern with * and ?
     #[arg(long, visible_alias = "member", value_name = "IMAGE")]
     pub(crate) only: Vec<String>,
 }
@@ -31,6 +33,8 @@ pub(crate) struct Validate {
 pub(crate) struct Plan {
     #[command(flatten)]
     pub(crate) template: TemplateArguments,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
     /// Print the whole plan as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -2,24 +2,31 @@
 
 use std::{fmt, io::Write};
 
-use kiln_core::event::Event;
+use kiln_core::{ImageName, event::Event};
 
 use super::{At, Renderer, milliseconds};
 use crate::calendar::Moment;
 
-/// Writes JSON lines to `out`.
+/// Writes JSON lines to `out`, each with the build it belongs to: several may go on at once.
 pub(crate) struct Json<W> {
     out: W,
+    image: ImageName,
+    /// The build's id; a build that does not begin has none.
+    build: Option<String>,
 }
 
 impl<W: Write + Send> Json<W> {
-    pub(crate) const fn new(out: W) -> Self {
-        Self { out }
+    pub(crate) const fn new(out: W, image: ImageName, build: Option<String>) -> Self {
+        Self { out, image, build }
     }
 }
 
 /// The line of an event, with its end.
 pub(crate) fn line(at: At, event: &Event) -> String {
+    format!("{}\n", serde_json::Value::Object(object(at, event)))
+}
+
+fn object(at: At, event: &Event) -> serde_json::Map<String, serde_json::Value> {
     let mut object = match serde_json::to_value(event) {
         Ok(serde_json::Value::Object(object)) => object,
         // Every event is a struct variant with a tag, which serialises to an object.
@@ -27,13 +34,21 @@ pub(crate) fn line(at: At, event: &Event) -> String {
     };
     object.insert("time".to_owned(), Moment::of(at.wall).rfc3339().into());
     object.insert("elapsed".to_owned(), milliseconds(at.elapsed).into());
-    format!("{}\n", serde_json::Value::Object(object))
+    object
 }
 
 impl<W: Write + Send> Renderer for Json<W> {
     fn event(&mut self, at: At, event: &Event) {
+        let mut object = object(at, event);
+        object.entry("image").or_insert_with(|| self.image.as_str().into());
+        if let Some(build) = &self.build {
+            object.entry("build").or_insert_with(|| build.as_str().into());
+        }
         // A reader that went away does not stop the bake.
-        let _ = self.out.write_all(line(at, event).as_bytes()).and_then(|()| self.out.flush());
+        let _ = self
+            .out
+            .write_all(format!("{}\n", serde_json::Value::Object(object)).as_bytes())
+            .and_then(|()| self.out.flush());
     }
 }
 
@@ -49,7 +64,7 @@ mod tests {
 
     use kiln_core::{
         Digest,
-        event::{CheckedOn, Outcome, Phase, Stream, Unit},
+        event::{AuditDifference, CheckedOn, Outcome, Phase, Stream, Unit},
     };
 
     use super::*;
@@ -121,7 +136,16 @@ mod tests {
                 detail: text("history of a shell"),
                 waived: None,
             },
-            Some(Event::HygieneFinding { .. }) => {
+            Some(Event::HygieneFinding { .. }) => Event::AuditFinished {
+                paths: 24_000,
+                same: 23_999,
+                differing: vec![AuditDifference {
+                    path: text("/var/lib/web/started"),
+                    how: text("content"),
+                    reason: String::new(),
+                }],
+            },
+            Some(Event::AuditFinished { .. }) => {
                 Event::Warning { message: text("KVM opens, but no guest answers under it; taking TCG") }
             }
             Some(Event::Warning { .. }) => {
@@ -140,7 +164,10 @@ mod tests {
                 disk,
                 reason: text("nothing it is made from has changed since it was baked 3 h ago"),
             },
-            Some(Event::BuildSkipped { .. }) => Event::BuildFailed {
+            Some(Event::BuildSkipped { .. }) => {
+                Event::BuildLeftOut { image: "shop".parse().unwrap(), reason: text("web failed") }
+            }
+            Some(Event::BuildLeftOut { .. }) => Event::BuildFailed {
                 message: text("provisioner `nginx` failed at step 1 of 2"),
                 causes: vec![text("`apt-get install -y nginx` exited with status 100")],
                 hint: Some(text("rerun with `--on-error keep` and look inside with `kiln ssh`")),

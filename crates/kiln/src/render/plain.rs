@@ -2,13 +2,16 @@
 
 use std::{fmt, io::Write, time::Duration};
 
-use kiln_core::event::{CheckedOn, Event, Outcome, Phase, Stream};
+use kiln_core::event::{AuditDifference, CheckedOn, Event, Outcome, Phase, Stream};
 
 use super::{At, Renderer, amount, closing::Timeline, duration, milliseconds, phase_name};
 use crate::escape::{Lines, visible};
 
 /// A phase that goes on says so this often.
 const EVERY: Duration = Duration::from_secs(10);
+
+/// Differences of an audit that are shown; the events have all.
+const LISTED: usize = 20;
 
 /// Writes plain lines to `out`.
 pub(crate) struct Plain<W> {
@@ -122,6 +125,18 @@ impl<W> fmt::Debug for Plain<W> {
     }
 }
 
+/// `99.97 %`, never rounded up to all.
+pub(crate) fn share(same: usize, paths: usize) -> String {
+    let hundredths = (same as u128 * 10_000).checked_div(paths as u128).unwrap_or(10_000);
+    format!("{}.{:02} %", hundredths / 100, hundredths % 100)
+}
+
+/// `/var/log/wtmp content (a log)`
+pub(crate) fn audited(one: &AuditDifference) -> String {
+    let reason = if one.reason.is_empty() { String::new() } else { format!(" ({})", one.reason) };
+    format!("{} {}{reason}", one.path, one.how)
+}
+
 /// What an event says in words; nothing for output and progress.
 pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
     let detail = |detail: &str, before: &str| {
@@ -188,6 +203,17 @@ pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
             let waived = waived.as_ref().map(|reason| format!(" (waived: {})", visible(reason))).unwrap_or_default();
             format!("hygiene {id} {level}: {}: {}{waived}", visible(path), visible(found))
         }
+        Event::AuditFinished { paths, same, differing } => {
+            let unexplained = differing.iter().filter(|one| one.reason.is_empty()).count();
+            let named: Vec<_> = differing.iter().take(LISTED).map(audited).collect();
+            let more = differing.len().saturating_sub(LISTED);
+            let more = if more > 0 { format!("; {more} more") } else { String::new() };
+            format!(
+                "audit: {same} of {paths} paths ({}) are the same without checkpoints, {unexplained} differ for no known reason: {}{more}",
+                share(*same, *paths),
+                visible(&named.join("; "))
+            )
+        }
         Event::Warning { message } => format!("warning: {}", visible(message)),
         Event::Sealed { disk, qcow2, bytes } => {
             format!("sealed: disk {}, {} ({})", disk.short(), visible(qcow2), kiln_core::ByteSize(*bytes).approximate())
@@ -197,6 +223,7 @@ pub(crate) fn words(event: &Event, steps: usize) -> Option<String> {
             format!("{image} {version} {how}: disk {}, registry {}", disk.short(), visible(registry))
         }
         Event::BuildSkipped { image, version, reason, .. } => format!("{image} {version} is up to date: {reason}"),
+        Event::BuildLeftOut { image, reason } => format!("{image} is not built: {}", visible(reason)),
         Event::BuildFailed { message, causes, .. } => {
             let chain: Vec<_> = std::iter::once(message).chain(causes).map(|text| visible(text)).collect();
             format!("build failed: {}", chain.join(": "))

@@ -9,7 +9,12 @@ use kiln_core::{
     event::{CheckedOn, Event, Outcome, Phase, Stream, Unit},
 };
 
-use super::{At, Renderer, closing::Timeline, duration, phase_name};
+use super::{
+    At, Renderer,
+    closing::Timeline,
+    duration, phase_name,
+    plain::{audited, share},
+};
 use crate::{
     colour::Palette,
     escape::{Lines, visible},
@@ -244,6 +249,13 @@ impl Terminal {
                 };
                 self.print_finished(&mark, &format!("  {id} {level}"), &format!("{path}: {detail}{note}"), None);
             }
+            Event::AuditFinished { paths, same, differing } => {
+                let about = format!("{} of {paths} paths are the same without checkpoints", share(*same, *paths));
+                self.print_finished(&self.palette.good("✓"), "  audit", &about, None);
+                for one in differing.iter().filter(|one| one.reason.is_empty()) {
+                    self.print(&format!("  {} {}", self.palette.warn("!"), visible(&audited(one))));
+                }
+            }
             Event::Warning { message } => {
                 // Cut off, a warning would lose its end, which says what it means.
                 for (number, line) in wrapped(&visible(message), width() - 12).iter().enumerate() {
@@ -268,6 +280,9 @@ impl Terminal {
                 for line in wrapped(&format!("{image} {version} is up to date: {reason}"), width()) {
                     self.print(&line);
                 }
+            }
+            Event::BuildLeftOut { image, reason } => {
+                self.print(&format!("{} {image} is not built: {}", self.palette.warn("!"), visible(reason)));
             }
             // The failure itself is printed when everything is released.
             Event::BuildFailed { .. } => self.stop(),
@@ -328,7 +343,7 @@ fn wrapped(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-fn width() -> usize {
+pub(super) fn width() -> usize {
     usize::from(Term::stderr().size().1).clamp(40, 160)
 }
 

@@ -77,11 +77,12 @@ fn prune(arguments: &CachePrune) -> Outcome {
 
 async fn explain(arguments: CacheExplain) -> Outcome {
     let dirs = surroundings::dirs()?;
-    let templates::Planned { plans, library } = templates::resolve(&arguments.template)?;
+    let shelf = surroundings::shelf(&arguments.registry, false);
+    let planned = templates::resolve(&arguments.template, shelf.as_ref())?;
+    let plans = planned.iter().flat_map(|planned| planned.plans.iter().map(|plan| (plan, &planned.library)));
     let mut text = String::new();
-    for plan in &plans {
-        let found =
-            outlook(plan, &dirs, &library, None, &Wish::default()).await.map_err(|error| Failure::of(&error))?;
+    for (plan, library) in plans {
+        let found = outlook(plan, &dirs, library, None, &Wish::default()).await.map_err(|error| Failure::of(&error))?;
         // Writing to a String cannot fail.
         let _ = writeln!(text, "image {}\n{}", plan.image, plan::shown(found.as_ref(), plan, &dirs));
         for key in found.iter().flat_map(|found| &found.keys) {

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 
-use kiln_build::checkpoint::{Known, Outlook, Wish, ago, outlook};
-use kiln_core::{ByteSize, plan::Plan as Planned};
+use kiln_build::checkpoint::{Checkpoint, Known, Outlook, Wish, ago, outlook};
+use kiln_core::{ByteSize, checkpoint::Key, plan::Plan as Planned};
 use kiln_io::dirs::Dirs;
+use serde_json::{Value as Json, json};
 
 use crate::{
     arguments::Plan,
@@ -15,26 +16,59 @@ use crate::{
 };
 
 pub(crate) async fn run(arguments: Plan) -> Outcome {
-    let templates::Planned { plans, library } = templates::resolve(&arguments.template)?;
-    if arguments.json {
-        output::json(&plans)?;
-        return Ok(Exit::Done);
-    }
+    let shelf = surroundings::shelf(&arguments.registry, false);
+    let planned = templates::resolve(&arguments.template, shelf.as_ref())?;
+    let plans = planned.iter().flat_map(|planned| planned.plans.iter().map(|plan| (plan, &planned.library)));
     // A plan needs no home; without one there are no checkpoints.
     let dirs = surroundings::dirs().ok();
-    let mut texts = Vec::new();
-    for plan in &plans {
+    let (mut texts, mut objects) = (Vec::new(), Vec::new());
+    for (plan, library) in plans {
+        let found = match &dirs {
+            Some(dirs) => outlook(plan, dirs, library, None, &Wish::default()).await,
+            None => Ok(None),
+        };
+        let found = found.map_err(|error| Failure::of(&error))?;
+        if arguments.json {
+            objects.push(as_json(plan, found.as_ref())?);
+            continue;
+        }
         let mut text = plan.render();
         if let Some(dirs) = &dirs {
-            let found =
-                outlook(plan, dirs, &library, None, &Wish::default()).await.map_err(|error| Failure::of(&error))?;
             text.push('\n');
             text.push_str(&shown(found.as_ref(), plan, dirs));
         }
         texts.push(text);
     }
-    output::data(&texts.join("\n"))?;
+    if arguments.json {
+        output::json(&objects)?
+    } else {
+        output::data(&texts.join("\n"))?
+    }
     Ok(Exit::Done)
+}
+
+/// The plan with what every step would come to; `checkpoints` is null where that is not known.
+fn as_json(plan: &Planned, found: Option<&Outlook>) -> Result<Json, Failure> {
+    let mut object = serde_json::to_value(plan).map_err(|error| Failure::of(&error))?;
+    object["checkpoints"] = found.map_or(Json::Null, |found| {
+        let best = found.choice.usable.first();
+        let of = |key: &Key| {
+            let miss = found.choice.misses.iter().find(|miss| miss.number == key.number);
+            let taken = best.filter(|best| best.record.number == key.number);
+            json!({
+                "step": key.number,
+                "name": key.name,
+                "key": key.digest,
+                "runs": miss.is_some(),
+                "reason": miss.map(|miss| &miss.reason),
+                "made": taken.map(|taken| taken.record.made),
+                "bytes": taken.map(Checkpoint::bytes),
+                "saves": taken.map(Checkpoint::saves),
+            })
+        };
+        found.keys.iter().map(of).collect()
+    });
+    Ok(object)
 }
 
 /// What every step of a plan would come to.

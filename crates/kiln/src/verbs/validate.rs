@@ -7,8 +7,9 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &Validate) -> Outcome {
-    let plans = templates::resolve(&arguments.template)?.plans;
-    let names: Vec<_> = plans.iter().map(|plan| plan.image.to_string()).collect();
+    let planned = templates::resolve(&arguments.template, None)?;
+    let plans = planned.iter().flat_map(|planned| &planned.plans);
+    let names: Vec<_> = plans.map(|plan| plan.image.to_string()).collect();
     let count = names.len();
     output::talk(&format!("valid: {count} image{} ({})", if count == 1 { "" } else { "s" }, names.join(", ")));
     Ok(Exit::Done)

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use kiln_core::plan::{Accelerator, Login, QemuMachine};
+use kiln_core::plan::{Accelerator, CheckpointKind, Login, QemuMachine};
 
 use super::*;
 use crate::{
@@ -28,6 +28,7 @@ fn spec() -> VmSpec {
             cpus: 2,
             disk: ByteSize::gib(4),
             accelerator: Accelerator::Auto,
+            checkpoints: CheckpointKind::Memory,
             boot_timeout: Duration::from_mins(5),
             shutdown_timeout: Duration::from_mins(2),
         },

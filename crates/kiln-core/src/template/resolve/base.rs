@@ -2,10 +2,13 @@
 
 use super::{World, parsed};
 use crate::{
-    ByteSize, Digest,
+    ByteSize, Digest, ImageName, Version,
+    facts::ImageFact,
     keys::{BASE, BUILDER, DEBIAN, QCOW2, QEMU},
     node::{Node, Report},
-    plan::{Accelerator, Base, Builder, DebianBase, Login, Qcow2Base, Qcow2Source, QemuMachine},
+    plan::{
+        Accelerator, Base, Builder, CheckpointKind, DebianBase, ImageBase, Login, Qcow2Base, Qcow2Source, QemuMachine,
+    },
     shape::Section,
     template::load::report_fact,
 };
@@ -22,15 +25,17 @@ const MOST_DISK: ByteSize = ByteSize::gib(64 << 10);
 pub(super) fn base(report: &mut Report, root: Section<'_>, world: &World<'_>, allowed: &[String]) -> Option<Base> {
     let node = root.node("base")?;
     let base = Section::new(node, BASE);
-    match (base.node("debian"), base.node("qcow2")) {
-        (Some(debian), None) => self::debian(report, Section::new(debian, DEBIAN)).map(Base::Debian),
-        (None, Some(qcow2)) => self::qcow2(report, qcow2, world, allowed).map(Base::Qcow2),
-        (Some(_), Some(second)) => {
+    let (debian, qcow2, image) = (base.node("debian"), base.node("qcow2"), base.node("image"));
+    match (debian, qcow2, image) {
+        (Some(debian), None, None) => self::debian(report, Section::new(debian, DEBIAN)).map(Base::Debian),
+        (None, Some(qcow2), None) => self::qcow2(report, qcow2, world, allowed).map(Base::Qcow2),
+        (None, None, Some(image)) => self::image(report, root, image, world).map(Base::Image),
+        (Some(_), Some(second), _) | (Some(_), None, Some(second)) | (None, Some(_), Some(second)) => {
             report.error(second.at, "there are two bases; an image starts from exactly one");
             None
         }
-        (None, None) => {
-            let help = "write `[base.debian]` or `[base.qcow2]`";
+        (None, None, None) => {
+            let help = "write `[base.debian]`, `[base.qcow2]` or `base.image = \"..\"`";
             if node.as_table().is_some_and(std::collections::BTreeMap::is_empty) {
                 report.error_with_help(node.at, "the base is empty", help);
             }
@@ -84,6 +89,31 @@ fn qcow2(report: &mut Report, node: &Node, world: &World<'_>, allowed: &[String]
     Some(Qcow2Base { source, login })
 }
 
+/// `golden-base`, `golden-base@1.4.0`, `golden-base@stable`, `golden-base@sha256:..`
+fn image(report: &mut Report, root: Section<'_>, node: &Node, world: &World<'_>) -> Option<ImageBase> {
+    let reference = node.text()?;
+    let (name, version) =
+        reference.split_once('@').map_or((reference.as_str(), None), |(name, rest)| (name, Some(rest)));
+    let image = name.parse::<ImageName>().map_err(|error| report.error(node.at, error.to_string())).ok()?;
+    if let Some(version) =
+        version.filter(|version| version.parse::<Version>().is_err() && version.parse::<Digest>().is_err())
+    {
+        let help = "behind the `@` stands a version, a channel, `latest` or a disk digest";
+        report.error_with_help(node.at, format!("`{}` names no version", version.escape_debug()), help);
+        return None;
+    }
+    let version = match world.facts.image(&image, version.filter(|version| *version != "latest")) {
+        Ok(ImageFact::Awaited) => None,
+        Ok(ImageFact::Published(version)) => Some(*version),
+        Err(error) => {
+            report_fact(report, node.at, &error);
+            return None;
+        }
+    };
+    let disk_follows = !root.section("builder", BUILDER).section("qemu", QEMU).has("disk");
+    Some(ImageBase { reference, image, version, disk_follows })
+}
+
 fn file(
     report: &mut Report,
     node: &Node,
@@ -121,7 +151,14 @@ pub(super) fn builder(report: &mut Report, root: Section<'_>, base: Option<&Base
     let least = if matches!(base, Some(Base::Debian(_))) { LEAST_DEBIAN_DISK } else { LEAST_DISK };
     let qemu = root.section("builder", BUILDER).section("qemu", QEMU);
     let memory = size(report, qemu, "memory", LEAST_MEMORY, MOST_MEMORY);
-    let disk = size(report, qemu, "disk", least, MOST_DISK);
+    let mut disk = size(report, qemu, "disk", least, MOST_DISK);
+    if let Some(Base::Image(ImageBase { version: Some(version), disk_follows, .. })) = base {
+        if *disk_follows {
+            disk = disk.map(|disk| disk.max(version.size));
+        } else if let Some((node, _)) = qemu.node("disk").zip(disk.filter(|disk| *disk < version.size)) {
+            report.error(node.at, format!("`disk` must be at least {}, as large as that of the base", version.size));
+        }
+    }
     Some(Builder::Qemu(QemuMachine {
         memory: memory?,
         cpus: qemu.integer("cpus")?,
@@ -130,6 +167,10 @@ pub(super) fn builder(report: &mut Report, root: Section<'_>, base: Option<&Base
             "kvm" => Accelerator::Kvm,
             "tcg" => Accelerator::Tcg,
             _ => Accelerator::Auto,
+        },
+        checkpoints: match qemu.string("checkpoints")?.as_str() {
+            "disk" => CheckpointKind::Disk,
+            _ => CheckpointKind::Memory,
         },
         boot_timeout: qemu.duration("boot_timeout")?,
         shutdown_timeout: qemu.duration("shutdown_timeout")?,

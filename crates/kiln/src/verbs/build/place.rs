@@ -84,6 +84,7 @@ impl Session {
             date: Moment::of(now).date(),
             now: now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             by: surroundings::who(),
+            allow_revoked: self.arguments.allow_revoked,
         };
         let work = {
             let (registry, artifact, directory) = (registry.clone(), artifact.clone(), directory.to_owned());

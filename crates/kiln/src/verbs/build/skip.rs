@@ -2,24 +2,26 @@
 
 use kiln_build::checkpoint::{Known, Outlook, Wish, ago, outlook};
 use kiln_core::{
+    artifact::Artifact,
     event::{Event, Events as _},
-    plan::{Plan, VersionSpec},
+    plan::VersionSpec,
 };
 use kiln_registry::{Parent, Reference, Selector};
 
-use super::{Session, place::Placed};
+use super::{Session, graph::Node, member::accelerator, place::Placed};
 use crate::{failure::Failure, render::Broadcast};
 
 impl Session {
-    /// Whether a published version stands for the bake of this plan; says so and why.
-    pub(super) async fn nothing_to_do(&self, plan: &Plan) -> Result<bool, Failure> {
+    /// The published version that stands for the bake of this plan, if one does; says so and why.
+    pub(super) async fn nothing_to_do(&self, node: &Node) -> Result<Option<Artifact>, Failure> {
+        let plan = &node.plan;
         let arguments = &self.arguments;
         let asked = arguments.force || arguments.fresh || arguments.fresh_from.is_some() || arguments.until.is_some();
         let elsewhere = arguments.no_publish || arguments.output.is_some() || !plan.publish.registry;
         if asked || elsewhere {
-            return Ok(false);
+            return Ok(None);
         }
-        let Some((found, known)) = self.known(plan).await else { return Ok(false) };
+        let Some((found, known, artifact)) = self.known(node).await else { return Ok(None) };
         let age = found.now.saturating_sub(known.baked);
         let stands = match &plan.version {
             // A version never changes, however old it is; unless a step is to run every time.
@@ -28,9 +30,9 @@ impl Session {
             VersionSpec::Auto => age < found.good_for(),
         };
         if !stands || !(known.boot_tested || arguments.no_boot_test) {
-            return Ok(false);
+            return Ok(None);
         }
-        let events = Broadcast::new(vec![self.face()]);
+        let events = Broadcast::new(vec![self.stage.face(&plan.image, None)]);
         events.emit(Event::BuildSkipped {
             image: known.image.clone(),
             version: known.version.clone(),
@@ -41,31 +43,31 @@ impl Session {
             ),
         });
         events.rest();
-        Ok(true)
+        Ok(Some(artifact))
     }
 
     /// A result of the same inputs that the registry still has.
-    async fn known(&self, plan: &Plan) -> Option<(Outlook, Known)> {
-        let found = self.outlook(plan).await?;
-        let known = Known::read(&self.dirs, &found.inputs(plan))?;
+    async fn known(&self, node: &Node) -> Option<(Outlook, Known, Artifact)> {
+        let found = self.outlook(node).await?;
+        let known = Known::read(&self.dirs, &found.inputs(&node.plan))?;
         let selector = Selector { image: known.image.clone(), reference: Reference::Named(known.version.clone()) };
         let registry = self.registry.as_ref()?;
         let artifact = registry.artifact(&selector).ok()?;
         // What was revoked stands for nothing.
         let version = Parent { image: known.image.clone(), version: known.version.clone() };
         let revoked = registry.revoked(&version, found.now).ok()?.is_some();
-        (artifact.disk.digest == known.disk && !revoked).then_some((found, known))
+        (artifact.disk.digest == known.disk && !revoked).then_some((found, known, artifact))
     }
 
-    async fn outlook(&self, plan: &Plan) -> Option<Outlook> {
-        let accelerator = self.arguments.accelerator.map(super::accelerator);
-        outlook(plan, &self.dirs, &self.library, accelerator, &Wish::default()).await.ok().flatten()
+    async fn outlook(&self, node: &Node) -> Option<Outlook> {
+        let accelerator = self.arguments.accelerator.map(accelerator);
+        outlook(&node.plan, &self.dirs, &node.library, accelerator, &Wish::default()).await.ok().flatten()
     }
 
     /// Notes what a bake came to, for the next one.
-    pub(super) async fn remember(&self, plan: &Plan, placed: &Placed, events: &Broadcast) {
+    pub(super) async fn remember(&self, node: &Node, placed: &Placed, events: &Broadcast) {
         let Some(artifact) = &placed.published else { return };
-        let Some(found) = self.outlook(plan).await else { return };
+        let Some(found) = self.outlook(node).await else { return };
         let known = Known {
             image: artifact.image.clone(),
             version: artifact.version.clone(),
@@ -74,7 +76,7 @@ impl Session {
             baked: artifact.steps.iter().filter_map(|step| step.cached).min().unwrap_or(artifact.created),
             boot_tested: !self.arguments.no_boot_test,
         };
-        if let Err(error) = known.write(&self.dirs, &found.inputs(plan)) {
+        if let Err(error) = known.write(&self.dirs, &found.inputs(&node.plan)) {
             let message = format!("the next build will not know that nothing has changed: {error}");
             events.emit(Event::Warning { message });
         }

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// Refuses the name of a step that no plan has.
-pub(super) fn check(arguments: &Build, plans: &[Plan]) -> Result<(), Failure> {
+pub(super) fn check(arguments: &Build, plans: &[&Plan]) -> Result<(), Failure> {
     let named = [("--fresh-from", &arguments.fresh_from), ("--until", &arguments.until)];
     for (option, name) in named.into_iter().filter_map(|(option, name)| Some((option, name.as_ref()?))) {
         if let Some(plan) = plans.iter().find(|plan| step(plan, name).is_none()) {

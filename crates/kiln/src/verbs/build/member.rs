@@ -1,0 +1,260 @@
+//! One build of a run: baked, placed, and everything it had released again.
+
+use std::sync::{Arc, OnceLock, PoisonError, atomic::Ordering};
+
+use kiln_build::bake::{BakeContext, BakeError, Baked, Ended, OnError, bake};
+use kiln_core::{
+    Version,
+    artifact::Artifact,
+    event::{Event, Events as _},
+    plan::{Accelerator, Plan},
+};
+use kiln_io::{guard::Guard, random};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Active, Session,
+    ask::{Answer, Person},
+    graph::Node,
+    wish,
+};
+use crate::{
+    arguments,
+    failure::{Exit, Failure},
+    render::{Broadcast, Journal},
+    surroundings,
+};
+
+/// How one build ended.
+#[derive(Debug)]
+pub(super) enum Member {
+    /// Its image is there; as it is in the registry, if it went there.
+    Done(Option<Box<Artifact>>),
+    /// The registry has it, and nothing ran.
+    UpToDate(Box<Artifact>),
+    /// Its machine waits after the step that was asked for.
+    Held,
+    Failed,
+    Interrupted,
+}
+
+/// The same, or the wish to do it over.
+enum Ending {
+    Member(Member),
+    Again(Box<Node>),
+}
+
+impl Session {
+    /// Builds one image, unless it is there already; over and over while somebody retries.
+    pub(super) async fn member(&self, node: Node) -> Result<Member, Failure> {
+        if let Some(artifact) = self.nothing_to_do(&node).await? {
+            return Ok(Member::UpToDate(Box::new(artifact)));
+        }
+        let mut node = node;
+        loop {
+            match self.attempt(&node).await? {
+                Ending::Member(member) => return Ok(member),
+                Ending::Again(again) => node = *again,
+            }
+        }
+    }
+
+    async fn attempt(&self, node: &Node) -> Result<Ending, Failure> {
+        let plan = &node.plan;
+        let build = random::build_id(surroundings::now());
+        let cancel = self.interruption.token().child_token();
+        let unwritten = Arc::new(OnceLock::new());
+        let journal = Journal::begin(&self.dirs.build(&build), cancel.clone(), unwritten.clone())?;
+        let face = self.stage.face(&plan.image, Some(&build));
+        let events = Arc::new(Broadcast::new(vec![face, Box::new(journal)]));
+        let answer = Arc::new(Answer::default());
+        let active = Active { image: plan.image.clone(), events: events.clone() };
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(build.clone(), active);
+        let result = Box::pin(self.bake_and_publish(node, &build, &events, cancel, &answer)).await;
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&build);
+        events.rest();
+        let result = match unwritten.get() {
+            Some(error) => Err(Failure::of(error).hint("free some space; nothing was published")),
+            None => result,
+        };
+        match result {
+            Ok(member) => Ok(Ending::Member(member)),
+            Err(failure) => {
+                self.tell_failure(failure, plan, &build, &events, &answer);
+                if self.interruption.happened() {
+                    return Ok(Ending::Member(Member::Interrupted));
+                }
+                Ok(answer.again().map_or(Ending::Member(Member::Failed), |again| Ending::Again(Box::new(again))))
+            }
+        }
+    }
+
+    fn tell_failure(&self, failure: Failure, plan: &Plan, build: &str, events: &Arc<Broadcast>, answer: &Answer) {
+        let mut failure = if self.interruption.happened() { interrupted(build) } else { failure };
+        if self.kept(build) {
+            failure.hint = Some(format!("look inside with `kiln ssh {build}`, release it with `kiln clean {build}`"));
+        }
+        events.emit(Event::BuildFailed {
+            message: failure.message.clone(),
+            causes: failure.causes.clone(),
+            hint: failure.hint.clone(),
+            left: self.left(build),
+        });
+        events.rest();
+        // A person who was asked what to do about the failure has read it.
+        if !answer.told.load(Ordering::Relaxed) {
+            self.stage.complain(&plan.image, &failure);
+        }
+        let left = match self.held(build) {
+            None => "left: nothing".to_owned(),
+            Some(held) if self.kept(build) => format!("kept: {held}"),
+            Some(held) => format!("left: {held}; `kiln clean {build}` releases it"),
+        };
+        self.stage.talk(&plan.image, &left);
+    }
+
+    async fn bake_and_publish(
+        &self,
+        node: &Node,
+        build: &str,
+        events: &Arc<Broadcast>,
+        cancel: CancellationToken,
+        answer: &Arc<Answer>,
+    ) -> Result<Member, Failure> {
+        let context = self.context(node, build, events, cancel.clone(), answer);
+        // In a task of its own, so that a panic in there becomes a failure out here.
+        let baking = {
+            let plan = node.plan.clone();
+            tokio::spawn(async move { Box::pin(bake(&plan, &context)).await })
+        };
+        let Baked { artifact, directory, guard } = match baking.await {
+            Ok(ended) => match ended.map_err(|error| from_bake(&error))? {
+                Ended::Baked(baked) => *baked,
+                Ended::Held => return Ok(self.held_for_a_person(&node.plan, build, events)),
+                Ended::Same { version, guard } => return self.same(node, &version, *guard, build, events).await,
+            },
+            Err(_) => return Err(Failure::new("kiln itself failed; what it held is released")),
+        };
+        if self.audits(&artifact) {
+            self.audit(node, &artifact, &directory, events, &cancel).await;
+            if cancel.is_cancelled() {
+                let _ = guard.close().await;
+                return Err(interrupted(build));
+            }
+        }
+        let placed = self.place(&node.plan, &artifact, &directory, events).await;
+        if let Ok(placed) = &placed {
+            self.remember(node, placed, events).await;
+        }
+        let released = guard.close().await.map_err(|error| Failure::of(&error));
+        let placed = placed?;
+        let left = released?.failed;
+        if !left.is_empty() {
+            events.emit(Event::Warning { message: format!("not everything could be released: {}", left.join("; ")) });
+        }
+        finished(build, events);
+        for line in &placed.said {
+            self.stage.talk(&node.plan.image, line);
+        }
+        Ok(Member::Done(placed.published.map(Box::new)))
+    }
+
+    /// The machine came out with the tree of a published version: that one stands for it.
+    async fn same(
+        &self,
+        node: &Node,
+        version: &Version,
+        guard: Guard,
+        build: &str,
+        events: &Arc<Broadcast>,
+    ) -> Result<Member, Failure> {
+        let released = guard.close().await.map_err(|error| Failure::of(&error))?;
+        if !released.failed.is_empty() {
+            let left = released.failed.join("; ");
+            events.emit(Event::Warning { message: format!("not everything could be released: {left}") });
+        }
+        let placed = self.stands(&node.plan, version, events)?;
+        if let Some(placed) = &placed {
+            self.remember(node, placed, events).await;
+        }
+        finished(build, events);
+        let image = &node.plan.image;
+        self.stage.talk(image, &format!("every file is as in {image} {version}: nothing is published"));
+        Ok(Member::Done(placed.and_then(|placed| placed.published).map(Box::new)))
+    }
+
+    pub(super) fn context(
+        &self,
+        node: &Node,
+        build: &str,
+        events: &Arc<Broadcast>,
+        cancel: CancellationToken,
+        answer: &Arc<Answer>,
+    ) -> BakeContext {
+        BakeContext {
+            dirs: self.dirs.clone(),
+            build: build.to_owned(),
+            events: events.clone(),
+            on_error: match self.arguments.on_error {
+                arguments::OnError::Clean => OnError::Clean,
+                arguments::OnError::Keep => OnError::Keep,
+                arguments::OnError::Ask => OnError::Ask(Arc::new(Person {
+                    events: events.clone(),
+                    directory: self.dirs.build(build),
+                    cancel: cancel.clone(),
+                    answer: answer.clone(),
+                    node: node.clone(),
+                    arguments: self.arguments.template.clone(),
+                    shelf: self.shelf.clone(),
+                })),
+            },
+            cancel: cancel.clone(),
+            kiln: self.kiln.clone(),
+            accelerator: self.arguments.accelerator.map(accelerator),
+            boot_test: !self.arguments.no_boot_test,
+            checkpoints: wish::wish(&self.arguments, &node.plan),
+            previous: self.previous(&node.plan, &cancel),
+            library: node.library.clone(),
+            images: self.shelf.clone().map(|shelf| shelf as _),
+        }
+    }
+
+    fn held_for_a_person(&self, plan: &Plan, build: &str, events: &Broadcast) -> Member {
+        finished(build, events);
+        let until = self.arguments.until.as_deref().unwrap_or_default();
+        let talk = |line: &str| self.stage.talk(&plan.image, line);
+        talk(&format!("stopped after step `{until}`; nothing was sealed or published"));
+        talk(&format!("  kiln ssh {build}"));
+        talk(&format!("  kiln clean {build}"));
+        Member::Held
+    }
+
+    fn left(&self, build: &str) -> Vec<String> {
+        self.report(build).into_iter().flat_map(|report| report.found).map(|outstanding| outstanding.what).collect()
+    }
+}
+
+pub(super) fn finished(build: &str, events: &Broadcast) {
+    events.emit(Event::BuildFinished {
+        build: build.to_owned(),
+        milliseconds: u64::try_from(events.elapsed().as_millis()).unwrap_or(u64::MAX),
+    });
+    events.rest();
+}
+
+pub(super) const fn accelerator(given: arguments::Accelerator) -> Accelerator {
+    match given {
+        arguments::Accelerator::Auto => Accelerator::Auto,
+        arguments::Accelerator::Kvm => Accelerator::Kvm,
+        arguments::Accelerator::Tcg => Accelerator::Tcg,
+    }
+}
+
+fn interrupted(build: &str) -> Failure {
+    Failure::new(format!("build {build} was interrupted")).exit(Exit::Interrupted)
+}
+
+pub(super) fn from_bake(error: &BakeError) -> Failure {
+    let hint = error.hint();
+    Failure { hint, ..Failure::of(error) }
+}
