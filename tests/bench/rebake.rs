@@ -1,7 +1,7 @@
 //! What a change costs: the same image again after an edit of its last step, with nothing changed, and a second template on a
 //! known base; and what a checkpoint costs, by the guest's memory.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use crate::{
     bake,
