@@ -24,8 +24,9 @@ fn disk(fill: impl Fn(&Path)) -> Arc<dyn ReadAt> {
     fill(&root);
     File::create(&raw).unwrap().set_len(32 << 20).unwrap();
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let made = Command::new("mke2fs").args(["-q", "-t", "ext4", "-F", "-d"]).arg(&root).arg(&raw).env("PATH", path);
-    let made = made.output().unwrap();
+    let mut mke2fs = Command::new("mke2fs");
+    mke2fs.args(["-q", "-t", "ext4", "-F", "-d"]).arg(&root).arg(&raw).env("PATH", path);
+    let made = mke2fs.output().unwrap();
     assert!(made.status.success(), "{made:?}");
     // The open file outlives its name.
     Arc::new(FileBytes::new(File::open(&raw).unwrap()).unwrap())
