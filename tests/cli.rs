@@ -9,6 +9,8 @@
 mod bases;
 #[path = "cli/goldens.rs"]
 mod goldens;
+#[path = "cli/proof.rs"]
+mod proof;
 #[path = "cli/registry.rs"]
 mod registry;
 #[path = "cli/terminal.rs"]
@@ -18,7 +20,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 38] = [
+const VERBS: [&str; 39] = [
     "build",
     "validate",
     "plan",
@@ -27,6 +29,7 @@ const VERBS: [&str; 38] = [
     "images",
     "show",
     "sbom",
+    "diff",
     "verify",
     "export",
     "promote",

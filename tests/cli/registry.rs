@@ -54,7 +54,7 @@ pub(crate) fn published_as_a_base(user: &Home, version: &str) {
     registry.publish(&artifact, &user.path("baked"), &publication(version), &Quiet).unwrap();
 }
 
-fn publication(version: &str) -> Publication {
+pub(crate) fn publication(version: &str) -> Publication {
     Publication {
         version: VersionSpec::Fixed(version.parse().unwrap()),
         date: "2026-11-21".to_owned(),
@@ -64,7 +64,7 @@ fn publication(version: &str) -> Publication {
     }
 }
 
-fn artifact(file: File, disk: Digest) -> Artifact {
+pub(crate) fn artifact(file: File, disk: Digest) -> Artifact {
     Artifact {
         format: kiln_core::artifact::FORMAT,
         image: "web".parse().unwrap(),

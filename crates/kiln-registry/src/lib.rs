@@ -22,6 +22,7 @@ mod catalog;
 mod change;
 mod channel;
 mod check;
+pub mod compare;
 mod content;
 mod damage;
 mod disk;
@@ -56,6 +57,7 @@ pub use self::{
     change::{Action, Change},
     channel::{Intent, Moved},
     check::{Finding, Report},
+    compare::Difference,
     content::{Content, Descriptor, LONGEST_CONFIG, LONGEST_MANIFEST, StoredSegment},
     disk::StoredDisk,
     error::RegistryError,

@@ -19,7 +19,7 @@ pub(crate) use self::{
     cache::{Cache, CacheExplain, CacheList, CachePrune},
     channel::{Channel, IntentArguments, Outdated, Promote, Revoke, Rollback},
     machine::{Clean, Completions, Doctor, Logs, Man, Ssh},
-    proof::{KeyExport, KeyInit, KeyList, KeyRevoke, KeyTrust, KeyVerb, Sbom, SbomFormat, Verify},
+    proof::{Diff, KeyExport, KeyInit, KeyList, KeyRevoke, KeyTrust, KeyVerb, Sbom, SbomFormat, Verify},
     published::{Export, Images, Resolve, ResolveFormat, Show},
     registry::{RegistryArguments, RegistryPrune, RegistryVerb, RegistryVerify},
     serve::{Allowed, Serve, Token},
@@ -56,6 +56,8 @@ pub(crate) enum Verb {
     Show(Show),
     /// Print the bill of materials of a version: the packages on its disk
     Sbom(Sbom),
+    /// Show what differs between two versions: packages, files, units, sizes
+    Diff(Diff),
     /// Prove a version: signature, digests, builder, revocation, and every stored byte
     Verify(Verify),
     /// Write a disk image out of the registry, verified

@@ -44,6 +44,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Images(arguments) => verbs::images::run(&arguments),
         Verb::Show(arguments) => verbs::show::run(&arguments),
         Verb::Sbom(arguments) => verbs::sbom::run(&arguments),
+        Verb::Diff(arguments) => in_runtime(verbs::diff::run(arguments)),
         Verb::Verify(arguments) => in_runtime(verbs::verify::run(arguments)),
         Verb::Export(arguments) => in_runtime(verbs::export::run(arguments)),
         Verb::Promote(arguments) => verbs::channel::promote(arguments),

@@ -5,6 +5,7 @@ pub(crate) mod cache;
 pub(crate) mod channel;
 pub(crate) mod clean;
 pub(crate) mod completions;
+pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod export;
 pub(crate) mod fmt;

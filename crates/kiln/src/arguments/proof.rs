@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use kiln_registry::Selector;
+use kiln_core::ImageName;
+use kiln_registry::{Reference, Selector};
 
 use super::RegistryArguments;
 
@@ -23,6 +24,29 @@ pub(crate) struct Sbom {
 pub(crate) enum SbomFormat {
     Cyclonedx,
     Spdx,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    #[arg(value_name = "NAME")]
+    pub(crate) image: ImageName,
+    /// A version, `latest`, a disk digest, or a channel: what it points to now
+    #[arg(value_name = "FROM")]
+    pub(crate) from: Reference,
+    /// The same of the version to compare with
+    #[arg(value_name = "TO")]
+    pub(crate) to: Reference,
+    /// Print JSON, every file with it
+    #[arg(long, conflicts_with_all = ["markdown", "all"])]
+    pub(crate) json: bool,
+    /// Print Markdown, for a release note
+    #[arg(long)]
+    pub(crate) markdown: bool,
+    /// Every file instead of the first 50
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
 }
 
 #[derive(Debug, Args)]
