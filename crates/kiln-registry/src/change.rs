@@ -48,6 +48,14 @@ pub enum Action {
         from: Option<Version>,
         to: Version,
     },
+    /// The channel takes only proven versions from now on.
+    Restrict {
+        channel: ChannelName,
+    },
+    /// It takes any version again.
+    Unrestrict {
+        channel: ChannelName,
+    },
     Revoke {
         version: Version,
         from: u64,
@@ -67,7 +75,15 @@ impl Action {
     pub const fn channel(&self) -> Option<&ChannelName> {
         match self {
             Self::Promote { channel, .. } | Self::Rollback { channel, .. } => Some(channel),
-            Self::Publish { .. } | Self::Revoke { .. } | Self::Lift { .. } | Self::Retire { .. } => None,
+            _ => None,
+        }
+    }
+
+    /// The channel that it is about.
+    pub const fn concerns(&self) -> Option<&ChannelName> {
+        match self {
+            Self::Restrict { channel } | Self::Unrestrict { channel } => Some(channel),
+            _ => self.channel(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Channels: named pointers that move by compare-and-set, each move a new revision with who, when and why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_core::{ChannelName, ImageName, Version};
 
@@ -39,7 +39,12 @@ impl Registry {
         Ok(self.head(image)?.state.channels)
     }
 
-    /// The revisions that moved a channel of `image`, or only `channel`, oldest first.
+    /// The channels of `image` that take only proven versions.
+    pub fn restricted(&self, image: &ImageName) -> Result<BTreeSet<ChannelName>, RegistryError> {
+        Ok(self.head(image)?.state.restricted)
+    }
+
+    /// The revisions that moved or restricted a channel of `image`, or only `channel`, oldest first.
     pub fn history(&self, image: &ImageName, channel: Option<&ChannelName>) -> Result<Vec<Change>, RegistryError> {
         let head = self.head(image)?;
         if let Some(channel) = channel.filter(|channel| !head.state.channels.contains_key(channel)) {
@@ -48,7 +53,7 @@ impl Registry {
         let mut changes = self.log(image)?;
         changes.retain(|change| {
             // What is logged and not yet in the head has not happened yet.
-            let moved = change.action.channel().filter(|_| change.rev <= head.rev);
+            let moved = change.action.concerns().filter(|_| change.rev <= head.rev);
             moved.is_some() && channel.is_none_or(|channel| moved == Some(channel))
         });
         Ok(changes)
@@ -62,9 +67,7 @@ impl Registry {
         expected: Option<&Version>,
         intent: &Intent,
     ) -> Result<Moved, RegistryError> {
-        if channel.as_str() == "latest" || !channel.as_str().starts_with(|c: char| c.is_ascii_lowercase()) {
-            return Err(RegistryError::NotAChannel { name: channel.clone() });
-        }
+        sound(channel)?;
         let image = &selector.image;
         self.change_channel(image, channel, expected, intent, |head| {
             if head.versions.iter().any(|listed| listed.version.as_str() == channel.as_str()) {
@@ -104,6 +107,36 @@ impl Registry {
         })
     }
 
+    /// From now on `channel` takes only versions that are proven and whose checks and hygiene hold; or any again. It need
+    /// not point anywhere yet; where it does, that version must be such a one. Says whether anything changed.
+    pub fn restrict(
+        &self,
+        image: &ImageName,
+        channel: &ChannelName,
+        restricted: bool,
+        intent: &Intent,
+    ) -> Result<bool, RegistryError> {
+        sound(channel)?;
+        self.head(image)?;
+        let _leased = self.lease()?;
+        let _locked = crate::publish::lock(&self.image(image).join("lock"))?;
+        let mut head = self.recover(image, intent.now)?;
+        if head.state.restricted.contains(channel) == restricted {
+            return Ok(false);
+        }
+        let action = if restricted {
+            let now = head.state.channels.get(channel).and_then(|now| head.lists(&now.version));
+            now.map(|now| self.refuse_unworthy(image, channel, now)).transpose()?;
+            head.state.restricted.insert(channel.clone());
+            Action::Restrict { channel: channel.clone() }
+        } else {
+            head.state.restricted.remove(channel);
+            Action::Unrestrict { channel: channel.clone() }
+        };
+        self.commit(image, head, action, (&intent.by, intent.now), intent.reason.clone())?;
+        Ok(true)
+    }
+
     fn change_channel(
         &self,
         image: &ImageName,
@@ -131,6 +164,9 @@ impl Registry {
             return Ok(Moved { from, to: to.version, rev: now.rev, already: true });
         }
         self.stored_completely(image, &to)?;
+        if head.state.restricted.contains(channel) {
+            self.refuse_unworthy(image, channel, &to)?;
+        }
         let (version, disk, rev) = (to.version.clone(), to.disk, head.rev + 1);
         let pointer = Channel { version, disk, since: intent.now, by: intent.by.clone(), rev };
         head.state.channels.insert(channel.clone(), pointer);
@@ -167,6 +203,14 @@ impl Registry {
         }
         Ok(())
     }
+}
+
+/// `latest` means something else, and what begins with a digit could be a version.
+fn sound(channel: &ChannelName) -> Result<(), RegistryError> {
+    if channel.as_str() == "latest" || !channel.as_str().starts_with(|c: char| c.is_ascii_lowercase()) {
+        return Err(RegistryError::NotAChannel { name: channel.clone() });
+    }
+    Ok(())
 }
 
 fn unknown(image: &ImageName, channel: &ChannelName, head: &Head) -> RegistryError {

@@ -87,6 +87,8 @@ pub enum RegistryError {
         #[source]
         why: Box<Unproven>,
     },
+    #[error("`{channel}` is restricted and does not take {version}: {problem}")]
+    Restricted { channel: ChannelName, version: Parent, problem: String },
     #[error("cannot sign what is to be published")]
     Signing(#[source] kiln_io::signing::SigningError),
     #[error("`{date}` is not a date of the form YYYY-MM-DD")]
@@ -126,6 +128,10 @@ impl RegistryError {
                 Some(format!("`kiln channel {image} {channel}` says who and why; decide again"))
             }
             Self::Unproven { why, .. } => Some(why.hint()),
+            Self::Restricted { channel, version, .. } => Some(format!(
+                "`kiln verify {version}` says more; `kiln channel {} {channel} --unrestrict` lets it take any version",
+                version.image
+            )),
             Self::NameTaken { .. } | Self::NotAChannel { .. } => Some("choose another name".to_owned()),
             Self::NothingBefore { .. } => Some("name a version with `--to VERSION`".to_owned()),
             Self::Revoked { revoked } => Some(format!(

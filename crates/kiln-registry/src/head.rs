@@ -1,7 +1,7 @@
 //! `head.json`: which versions of an image there are. The only file of an image that ever changes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, Read as _},
     path::Path,
@@ -48,6 +48,9 @@ pub(crate) struct Head {
 pub(crate) struct State {
     #[serde(default)]
     pub(crate) channels: BTreeMap<ChannelName, Channel>,
+    /// Channels that take only versions that are proven.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(crate) restricted: BTreeSet<ChannelName>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) revoked: BTreeMap<Version, Revocation>,
     /// Versions that retention removed, with the disk that they were.

@@ -116,9 +116,13 @@ impl Registry {
         }
         let artifact = Artifact { version, files: stored.files, ..artifact.clone() };
         let manifest = stored.manifest;
-        // Of what was made elsewhere nothing was seen here.
-        let made = if observed { self.attest(&artifact, &manifest, inventory.as_ref())? } else { Made::default() };
-        let Made { blobs, attestations } = made;
+        let Made { blobs, attestations } = if observed {
+            self.attest(&artifact, &manifest, inventory.as_ref())?
+        } else {
+            // Nothing of it was seen here: what was said about it where it was made comes along, if it is about this version.
+            self.refuse_other_statements(&artifact, &manifest, &stored.attestations)?;
+            Made { blobs: Vec::new(), attestations: stored.attestations }
+        };
         let new_bytes = stored.new_bytes + self.store_blobs(&blobs)?;
         let record = Record { format: FORMAT, published: publication.now, manifest, parent, attestations, artifact };
         if !self.write_json(&record)?.create(&path)? {

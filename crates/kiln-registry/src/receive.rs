@@ -21,15 +21,21 @@ use crate::{
     durable::{self, Temporary, failed, failed_to_store},
     head::Head,
     lay_down::{self, Form},
+    proof::stored::Attestation,
     publish::{calendar_prefix, is_plain, same_disk},
     store::Stored,
 };
+
+/// Nobody says more about a version.
+const MOST_STATEMENTS: usize = 16;
 
 /// A version that somebody has stored blob by blob.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Offer {
     pub manifest: Descriptor,
     pub artifact: Artifact,
+    /// What is said about it where it was made.
+    pub attestations: Vec<Attestation>,
 }
 
 /// A blob on its way. Dropped before it is finished, it leaves nothing.
@@ -80,6 +86,27 @@ impl Registry {
         Ok(blobs.into_iter().map(|blob| (blob.digest, blob.size)).collect())
     }
 
+    /// The blobs of statements with their sizes. Of one whose manifest is not here, only the manifest.
+    pub fn statement_blobs(&self, attestations: &[Attestation]) -> Result<Vec<(Digest, u64)>, RegistryError> {
+        let mut blobs = Vec::new();
+        for Attestation { manifest, .. } in attestations {
+            blobs.push((manifest.digest, manifest.size));
+        }
+        if attestations.len() > MOST_STATEMENTS || !self.missing(&blobs).is_empty() {
+            let problem = format!("it has {} statements; {MOST_STATEMENTS} is the limit", attestations.len());
+            let blob = self.root().to_owned();
+            let many = attestations.len() > MOST_STATEMENTS;
+            return if many { Err(RegistryError::Content { blob, problem }) } else { Ok(blobs) };
+        }
+        for attestation in attestations {
+            let named = self.try_attestation(attestation).map_err(|damage| self.set_aside(damage))?;
+            let named = named
+                .map_err(|problem| RegistryError::Content { blob: self.blob(&attestation.manifest.digest), problem })?;
+            blobs.extend(named.iter().map(|blob| (blob.digest, blob.size)));
+        }
+        Ok(blobs)
+    }
+
     /// The content that a manifest and its config say, compared with each other.
     pub fn read_content(&self, manifest: &[u8], config: &[u8]) -> Result<Content, RegistryError> {
         Content::parse(manifest, config)
@@ -89,7 +116,7 @@ impl Registry {
     /// Enters the version that `offer` is. Every blob is read and compared: a chunk that is not the one the config names, or
     /// a qcow2 that is not the recorded one, is refused. Returns the missing blobs as an error.
     pub fn enter_offer(&self, offer: &Offer, publication: &Publication) -> Result<Published, RegistryError> {
-        let Offer { manifest, artifact } = offer;
+        let Offer { manifest, artifact, attestations } = offer;
         if let Some(file) = artifact.files.iter().find(|file| !is_plain(&file.name)) {
             return Err(RegistryError::FileName { name: file.name.clone() });
         }
@@ -120,13 +147,19 @@ impl Registry {
                 }
             }
         }
-        let stored = Stored { manifest: manifest.clone(), files: artifact.files.clone(), new_bytes: 0, content: None };
+        let stored = Stored {
+            manifest: manifest.clone(),
+            files: artifact.files.clone(),
+            new_bytes: 0,
+            content: None,
+            attestations: attestations.clone(),
+        };
         self.enter(artifact, stored, parent, publication, &date)
     }
 
     /// The content of `offer`, when all its blobs are here and it is the disk that the artifact says.
     fn offered(&self, offer: &Offer) -> Result<Content, RegistryError> {
-        let Offer { manifest, artifact } = offer;
+        let Offer { manifest, artifact, attestations } = offer;
         let refused = |problem: String| RegistryError::Content { blob: self.blob(&manifest.digest), problem };
         if manifest.media_type != crate::content::MANIFEST_TYPE || manifest.size > LONGEST_MANIFEST {
             return Err(refused("it is not the manifest of a version".to_owned()));
@@ -141,6 +174,7 @@ impl Registry {
         let files = artifact.files.iter().filter(|file| Form::of(&file.format).is_none());
         let mut blobs = self.blobs_of(&bytes)?;
         blobs.extend(files.map(|file| (file.sha256, file.bytes)));
+        blobs.extend(self.statement_blobs(attestations)?);
         let missing = self.missing(&blobs);
         if !missing.is_empty() {
             return Err(lost(missing));

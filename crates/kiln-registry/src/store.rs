@@ -19,6 +19,7 @@ use crate::{
     content::{Content, Descriptor, MANIFEST_TYPE, StoredSegment, descriptor},
     durable::{self, Temporary, failed},
     lay_down::{self, Form},
+    proof::stored::Attestation,
 };
 
 /// Everything of a version that lies in blobs.
@@ -31,6 +32,8 @@ pub(crate) struct Stored {
     pub(crate) new_bytes: u64,
     /// The disk, when it was sealed here.
     pub(crate) content: Option<Content>,
+    /// What is said about it, when it was made elsewhere.
+    pub(crate) attestations: Vec<Attestation>,
 }
 
 /// Blobs on their way: written first, then all synced, then all named.
@@ -129,6 +132,7 @@ impl Registry {
             files: recorded,
             new_bytes,
             content: Some(content),
+            attestations: Vec::new(),
         })
     }
 

@@ -110,6 +110,12 @@ impl Registry {
             if record.manifest.digest == *digest || record.artifact.files.iter().any(|file| file.sha256 == *digest) {
                 return Ok(true);
             }
+            if self
+                .statement_blobs(&record.attestations)
+                .is_ok_and(|blobs| blobs.iter().any(|(blob, _)| blob == digest))
+            {
+                return Ok(true);
+            }
             let Ok(manifest) = self.blob_bytes(&record.manifest) else { continue };
             if Content::blobs_of(&manifest).is_ok_and(|blobs| blobs.iter().any(|blob| blob.digest == *digest)) {
                 return Ok(true);

@@ -83,7 +83,8 @@ fn a_version_arrives_blob_by_blob_and_is_the_same() {
     let scratch = Scratch::new("arrives");
     let (from, record) = published(&scratch);
     let to = Registry::open(&scratch.0.join("other")).unwrap();
-    let offer = Offer { manifest: record.manifest.clone(), artifact: record.artifact.clone() };
+    let offer =
+        Offer { manifest: record.manifest.clone(), artifact: record.artifact.clone(), attestations: Vec::new() };
     let refused = to.enter_offer(&offer, &fixed("1.0.0"));
     assert!(matches!(&refused, Err(RegistryError::Incomplete { missing, .. }) if missing.len() == 1), "{refused:?}");
     for (digest, bytes) in blobs(&from, &record) {
@@ -122,7 +123,7 @@ fn an_offer_that_contradicts_itself_is_refused() {
     for (digest, bytes) in blobs(&from, &record) {
         to.receive_bytes(digest, &bytes).unwrap();
     }
-    let good = Offer { manifest: record.manifest.clone(), artifact: record.artifact.clone() };
+    let good = Offer { manifest: record.manifest.clone(), artifact: record.artifact.clone(), attestations: Vec::new() };
     let mut cases = vec![good.clone(); 4];
     cases[0].artifact.disk.digest = Digest::of(b"another disk");
     cases[1].artifact.files[0].sha256 = Digest::of(b"another qcow2");

@@ -324,3 +324,116 @@ fn keys_are_private_and_what_is_wrong_with_them_is_said() {
         assert!(matches!(keys.trust(), Err(KeysError::Unusable { .. })), "{broken}");
     }
 }
+
+fn promote(registry: &Registry, version: &str) -> Result<kiln_registry::Moved, RegistryError> {
+    registry.promote(&select(&format!("web@{version}")), &"stable".parse().unwrap(), None, &support::intent("ada"))
+}
+
+fn problem(outcome: Result<kiln_registry::Moved, RegistryError>) -> String {
+    match outcome {
+        Err(RegistryError::Restricted { problem, .. }) => problem,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_restricted_channel_takes_only_versions_of_which_everything_holds() {
+    let scratch = Scratch::new("proof-restricted");
+    let keys = store(&scratch);
+    let (image, stable) = ("web".parse().unwrap(), "stable".parse().unwrap());
+    let unsigned = scratch.registry();
+    let system = System::debian(&scratch.0);
+    let tested = |artifact: &mut kiln_core::artifact::Artifact| {
+        artifact.times.insert("boot-test".to_owned(), 1);
+    };
+    system.publish_as(&unsigned, "1.0.0", tested);
+    promote(&unsigned, "1.0.0").unwrap();
+    keys.init("ada", 1).unwrap();
+    let registry = open(&scratch, &keys);
+    // It cannot be restricted to what it does not point to.
+    let refused = registry.restrict(&image, &stable, true, &support::intent("ada"));
+    assert!(matches!(refused, Err(RegistryError::Restricted { .. })), "{refused:?}");
+    system.publish_as(&registry, "1.1.0", tested);
+    promote(&registry, "1.1.0").unwrap();
+    assert!(registry.restrict(&image, &stable, true, &support::intent("ada")).unwrap());
+    assert!(!registry.restrict(&image, &stable, true, &support::intent("ada")).unwrap(), "it is already");
+    assert!(registry.restricted(&image).unwrap().contains(&stable));
+
+    assert!(problem(promote(&registry, "1.0.0")).contains("it has no signature"));
+    assert!(
+        problem(registry.rollback(&image, &stable, None, None, &support::intent("ada")))
+            .contains("it has no signature")
+    );
+    system.publish(&registry, "1.2.0");
+    assert_eq!(problem(promote(&registry, "1.2.0")), "the sealed image was not boot-tested");
+    system.publish_as(&registry, "1.3.0", |artifact| {
+        tested(artifact);
+        let (name, on) = ("http".to_owned(), "artifact".to_owned());
+        artifact.checks = vec![kiln_core::artifact::CheckRecord { name, on, passed: false, milliseconds: 1 }];
+    });
+    assert_eq!(problem(promote(&registry, "1.3.0")), "the check `http` did not pass");
+    system.publish_as(&registry, "1.4.0", |artifact| {
+        tested(artifact);
+        let finding = |waived| kiln_core::artifact::FindingRecord {
+            id: "H05".to_owned(),
+            level: "fail".to_owned(),
+            path: "/root".to_owned(),
+            detail: String::new(),
+            waived,
+        };
+        artifact.hygiene = vec![finding(Some("known".to_owned())), finding(None)];
+    });
+    assert_eq!(problem(promote(&registry, "1.4.0")), "the hygiene finding H05 is not waived");
+    // Whoever trusts no key cannot move it, and neither can who trusts another.
+    system.publish_as(&registry, "1.5.0", tested);
+    assert!(problem(promote(&unsigned, "1.5.0")).contains("no key is trusted"));
+    assert_eq!(registry.channels(&image).unwrap()[&stable].version.as_str(), "1.1.0", "nothing moved");
+    promote(&registry, "1.5.0").unwrap();
+    registry.rollback(&image, &stable, None, None, &support::intent("ada")).unwrap();
+    registry.restrict(&image, &stable, false, &support::intent("ada")).unwrap();
+    promote(&registry, "1.2.0").unwrap();
+    let history = registry.history(&image, Some(&stable)).unwrap();
+    let about = history.iter().filter(|change| change.action.channel().is_none()).count();
+    assert_eq!((history.len(), about), (7, 2), "restricting and lifting stand in the history");
+}
+
+/// What `kiln pull` and `kiln push` do: the statements come along, byte for byte, and are proven on the other side.
+#[test]
+fn statements_travel_with_a_version_and_those_of_another_are_refused() {
+    let scratch = Scratch::new("proof-travel");
+    let (registry, keys, record) = signed(&scratch);
+    let there = Registry::open(&scratch.0.join("there")).unwrap().trusting(keys.trust().unwrap());
+    let carry = |digest: &Digest| there.receive_bytes(*digest, &fs::read(registry.blob(digest)).unwrap()).unwrap();
+    let manifest = fs::read(registry.blob(&record.manifest.digest)).unwrap();
+    carry(&record.manifest.digest);
+    registry.blobs_of(&manifest).unwrap().iter().for_each(|(digest, _)| carry(digest));
+    let mut offer = kiln_registry::Offer {
+        manifest: record.manifest.clone(),
+        artifact: record.artifact.clone(),
+        attestations: record.attestations.clone(),
+    };
+    let missing = there.enter_offer(&offer, &fixed("1.0.0")).unwrap_err();
+    assert!(matches!(missing, RegistryError::Incomplete { .. }), "{missing}");
+    registry.statement_blobs(&record.attestations).unwrap().iter().for_each(|(digest, _)| carry(digest));
+    let source = scratch.0.join("baked-1.0.0");
+    registry.publish(&record.artifact, &source, &fixed("1.0.1"), &Quiet).unwrap();
+    let other = registry.record(&select("web@1.0.1")).unwrap();
+    registry.statement_blobs(&other.attestations).unwrap().iter().for_each(|(digest, _)| carry(digest));
+    offer.attestations.clone_from(&other.attestations);
+    let refused = there.enter_offer(&offer, &fixed("1.0.0")).unwrap_err();
+    assert!(
+        matches!(&refused, RegistryError::Content { problem, .. } if problem == "it is about web@1.0.1"),
+        "{refused}"
+    );
+    assert!(there.record(&select("web")).is_err(), "nothing was published");
+    offer.attestations = vec![record.attestations[0].clone(); 17];
+    assert!(there.enter_offer(&offer, &fixed("1.0.0")).is_err());
+    offer.attestations.clone_from(&record.attestations);
+    there.enter_offer(&offer, &fixed("1.0.0")).unwrap();
+    let arrived = there.record(&select("web@1.0.0")).unwrap();
+    assert_eq!(there.proof(&arrived).unwrap(), registry.proof(&record).unwrap());
+    let report = there.verify_version(&arrived, &|_, _| true).unwrap();
+    assert!(report.whole == 1 && report.findings.is_empty(), "{report:?}");
+    let digest = arrived.attestations[0].manifest.digest;
+    assert!(there.names_blob(&"web".parse().unwrap(), &digest).unwrap(), "a client may fetch it");
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_core::{ChannelName, Digest, ImageName, Version, artifact::Artifact};
-use kiln_registry::{Channel, Descriptor, Entry, Listed, Record, Revoked};
+use kiln_registry::{Attestation, Channel, Descriptor, Entry, Listed, Record, Revoked};
 use serde::{Deserialize, Serialize};
 
 /// `GET /api/v1/images`
@@ -134,6 +134,9 @@ pub struct Offer {
     pub version: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
+    /// What is said about it where it was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attestations: Vec<Attestation>,
 }
 
 /// What was published.

@@ -193,6 +193,9 @@ fn a_version_is_pushed_and_pulled_and_only_what_is_missing_moves() {
     assert!(pull("web").unwrap().already);
     for version in ["1.0.0", "1.1.0"] {
         let record = theirs.record(&select(&format!("web@{version}"))).unwrap();
+        let original = mine.record(&select(&format!("web@{version}"))).unwrap();
+        assert!(!original.attestations.is_empty() && record.attestations == original.attestations, "{version}");
+        assert!(theirs.verify_version(&record, &|_, _| true).unwrap().findings.is_empty(), "{version}");
         let file = there.0.join("out.qcow2");
         theirs.export(&record, "qcow2", &file, &|_| true).unwrap();
         let sealed = fs::read(here.0.join(version).join("web.qcow2")).unwrap();

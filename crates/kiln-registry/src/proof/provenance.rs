@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::moment::rfc3339;
 
+/// The phase of a bake as its record names it.
+const BOOT_TEST: &str = "boot-test";
+
 /// What kind of build it is: a template of kiln.
 const BUILD_TYPE: &str = "urn:kiln:build:template:v1";
 
@@ -59,6 +62,8 @@ pub struct Internal {
     pub steps: Vec<StepFact>,
     pub checks: Vec<CheckRecord>,
     pub hygiene: Vec<FindingRecord>,
+    /// The sealed image was booted, and the checks meant for it ran there.
+    pub boot_tested: bool,
 }
 
 /// A step: what ran, and how it ended.
@@ -139,6 +144,18 @@ impl Provenance {
         }
     }
 
+    /// Whether everything that was to hold of the image did. The error says what did not.
+    pub(crate) fn holds(&self) -> Result<(), String> {
+        let seen = &self.build_definition.internal_parameters;
+        if let Some(failed) = seen.checks.iter().find(|check| !check.passed) {
+            return Err(format!("the check `{}` did not pass", failed.name));
+        }
+        if let Some(finding) = seen.hygiene.iter().find(|finding| finding.level == "fail" && finding.waived.is_none()) {
+            return Err(format!("the hygiene finding {} is not waived", finding.id));
+        }
+        if seen.boot_tested { Ok(()) } else { Err("the sealed image was not boot-tested".to_owned()) }
+    }
+
     /// Whether it says of the build what the record says. The error names what differs.
     pub(crate) fn agrees(&self, artifact: &Artifact) -> Result<(), String> {
         let told = &self.build_definition.external_parameters;
@@ -151,6 +168,7 @@ impl Provenance {
             ("recipe", told.recipe != artifact.recipe),
             ("build", self.run_details.metadata.invocation_id != artifact.build),
             ("checks", self.build_definition.internal_parameters.checks != artifact.checks),
+            ("boot test", self.build_definition.internal_parameters.boot_tested != boot_tested(artifact)),
             ("hygiene findings", self.build_definition.internal_parameters.hygiene != artifact.hygiene),
             ("base and provisioners", self.build_definition.resolved_dependencies != dependencies(artifact)),
         ];
@@ -178,7 +196,12 @@ fn internal(artifact: &Artifact) -> Internal {
         steps: steps.collect(),
         checks: artifact.checks.clone(),
         hygiene: artifact.hygiene.clone(),
+        boot_tested: boot_tested(artifact),
     }
+}
+
+fn boot_tested(artifact: &Artifact) -> bool {
+    artifact.times.contains_key(BOOT_TEST)
 }
 
 /// The base, then each provisioner once.

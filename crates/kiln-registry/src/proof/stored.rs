@@ -1,6 +1,6 @@
 //! Statements as they are stored: a blob each, under an OCI manifest that refers to that of the version.
 
-use kiln_core::{Digest, artifact::Artifact};
+use kiln_core::artifact::Artifact;
 use kiln_disk::inventory::Inventory;
 use serde::{Deserialize, Serialize};
 
@@ -127,17 +127,20 @@ impl Registry {
         else {
             return Ok(None);
         };
-        let blobs = match self.try_attestation(attestation).map_err(|damage| self.set_aside(damage))? {
+        self.form_of(attestation).map(Some)
+    }
+
+    fn form_of(&self, attestation: &Attestation) -> Result<Result<Form, String>, RegistryError> {
+        let [_, layer] = match self.try_attestation(attestation).map_err(|damage| self.set_aside(damage))? {
             Ok(blobs) => blobs,
-            Err(problem) => return Ok(Some(Err(problem))),
+            Err(problem) => return Ok(Err(problem)),
         };
-        let [_, layer] = &blobs;
-        let bytes = self.blob_bytes(layer).map_err(|damage| self.set_aside(damage))?;
-        Ok(Some(match layer.media_type.as_str() {
+        let bytes = self.blob_bytes(&layer).map_err(|damage| self.set_aside(damage))?;
+        Ok(match layer.media_type.as_str() {
             ENVELOPE_TYPE => Envelope::parse(&bytes).map(Form::Signed),
             IN_TOTO => Ok(Form::Bare(bytes)),
             other => Err(format!("it is a `{other}`")),
-        }))
+        })
     }
 
     /// The blobs that a statement needs besides its manifest: config and layer. The inner error says what is wrong with the manifest.
@@ -159,21 +162,43 @@ impl Registry {
         Ok(Ok([manifest.config, layer]))
     }
 
+    /// Refuses statements that are about something else than the version they come with.
+    pub(crate) fn refuse_other_statements(
+        &self,
+        artifact: &Artifact,
+        manifest: &Descriptor,
+        attestations: &[Attestation],
+    ) -> Result<(), RegistryError> {
+        for attestation in attestations {
+            let refused = |problem| RegistryError::Content { blob: self.blob(&attestation.manifest.digest), problem };
+            let statement = self.statement_of(attestation)?.map_err(refused)?;
+            statement.is_about(artifact, manifest).map_err(refused)?;
+            if statement.predicate_type != attestation.predicate_type {
+                return Err(refused(format!("it is a `{}`", statement.predicate_type)));
+            }
+        }
+        Ok(())
+    }
+
+    /// A stored statement, unverified; the inner error says what is wrong with it.
+    fn statement_of(&self, attestation: &Attestation) -> Result<Result<Statement, String>, RegistryError> {
+        let payload = match self.form_of(attestation)? {
+            Ok(Form::Bare(bytes)) => Ok(bytes),
+            Ok(Form::Signed(envelope)) => envelope.payload(),
+            Err(problem) => Err(problem),
+        };
+        Ok(payload.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string())))
+    }
+
     /// The statement of a version with this predicate, without verifying who made it. For showing and for mirrors.
     pub fn statement(&self, record: &Record, predicate_type: &str) -> Result<Option<Statement>, RegistryError> {
-        let payload = match self.attestation(record, predicate_type)? {
-            None => return Ok(None),
-            Some(Ok(Form::Bare(bytes))) => Ok(bytes),
-            Some(Ok(Form::Signed(envelope))) => envelope.payload(),
-            Some(Err(problem)) => Err(problem),
+        let Some(attestation) =
+            record.attestations.iter().find(|attestation| attestation.predicate_type == predicate_type)
+        else {
+            return Ok(None);
         };
-        let statement = payload
-            .and_then(|bytes| serde_json::from_slice(&bytes).map_err(|error| error.to_string()))
-            .map_err(|problem| {
-                let blob = record.attestations.iter().find(|attestation| attestation.predicate_type == predicate_type);
-                let blob = blob.map_or_else(|| Digest::of(b""), |attestation| attestation.manifest.digest);
-                RegistryError::Content { blob: self.blob(&blob), problem }
-            })?;
-        Ok(Some(statement))
+        let blob = self.blob(&attestation.manifest.digest);
+        let statement = self.statement_of(attestation)?;
+        statement.map(Some).map_err(|problem| RegistryError::Content { blob, problem })
     }
 }

@@ -1,6 +1,6 @@
 //! Whether a version is proven: signed by a believed key, about exactly this disk, by a builder that the key may speak for.
 
-use kiln_core::Digest;
+use kiln_core::{ChannelName, Digest, ImageName};
 
 use super::{
     PROVENANCE, SBOM,
@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     Record, Registry, RegistryError,
+    head::Listed,
     lineage::Parent,
     sbom::{Bom, text_of},
 };
@@ -90,6 +91,24 @@ impl Registry {
             sbom = Some(self.signed_sbom(record, self.trust(), &provenance)?.map_err(refused)?);
         }
         Ok(Proof { key, provenance, sbom })
+    }
+
+    /// Refuses what a restricted channel does not take: a version that is not proven, or of which not everything held.
+    pub(crate) fn refuse_unworthy(
+        &self,
+        image: &ImageName,
+        channel: &ChannelName,
+        listed: &Listed,
+    ) -> Result<(), RegistryError> {
+        let refused = |problem: String| {
+            let version = Parent { image: image.clone(), version: listed.version.clone() };
+            RegistryError::Restricted { channel: channel.clone(), version, problem }
+        };
+        let proof = match self.proof(&self.listed_record(image, listed)?) {
+            Err(RegistryError::Unproven { why, .. }) => return Err(refused(why.to_string())),
+            proof => proof?,
+        };
+        proof.provenance.holds().map_err(refused)
     }
 
     fn provenance(

@@ -110,7 +110,7 @@ pub(crate) async fn version(
     request: Body,
 ) -> Result<Response<Body>, Problem> {
     let (caller, image) = allowed(&app, &headers, Scope::Publish, &image)?;
-    let wire::Offer { manifest, artifact, version, by } = body::json(request, LONGEST_OFFER).await?;
+    let wire::Offer { manifest, artifact, version, by, attestations } = body::json(request, LONGEST_OFFER).await?;
     if artifact.image != image {
         return Err(Problem::bad_request(format!("this is a version of `{}`, not of `{image}`", artifact.image)));
     }
@@ -118,7 +118,7 @@ pub(crate) async fn version(
     let now = app.now();
     let date = Moment::of_seconds(now).date();
     let publication = Publication { version, date, now, by: caller.signature(by.as_deref()), allow_revoked: false };
-    let offer = Offer { manifest, artifact };
+    let offer = Offer { manifest, artifact, attestations };
     // Reads every new blob: two at once are enough for any disk.
     let permit = Arc::clone(&app.streams).acquire_owned().await.map_err(|_| Problem::busy())?;
     let published = app

@@ -76,7 +76,12 @@ impl Remote {
             fetched += self.stream_blob(&record, file.sha256, file.bytes, into).await?;
         }
         let whole = blobs.iter().map(|(_, size)| size).sum::<u64>() + record.manifest.size;
-        let offer = Offer { manifest: record.manifest.clone(), artifact: artifact.clone() };
+        fetched += self.statements(&record, into).await?;
+        let offer = Offer {
+            manifest: record.manifest.clone(),
+            artifact: artifact.clone(),
+            attestations: record.attestations.clone(),
+        };
         let now = self.clock.wall().duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let version = VersionSpec::Fixed(artifact.version.clone());
         let publication =
@@ -85,6 +90,19 @@ impl Remote {
         let entered = tokio::task::spawn_blocking(move || registry.enter_offer(&offer, &publication)).await;
         let entered = entered.map_err(|error| self.unreadable(&error.to_string()))??;
         Ok(Pulled { record, already: entered.already, fetched, whole })
+    }
+
+    /// Brings what is said about the version: first the manifests, then what they name.
+    async fn statements(&self, record: &Record, into: &Registry) -> Result<u64, ServeError> {
+        let mut fetched = 0;
+        for _ in 0..2 {
+            let blobs = into.statement_blobs(&record.attestations)?;
+            let missing = into.missing(&blobs);
+            for (digest, size) in blobs.into_iter().filter(|(digest, _)| missing.contains(digest)) {
+                fetched += self.stream_blob(record, digest, size, into).await?;
+            }
+        }
+        Ok(fetched)
     }
 
     /// Brings the segments that are missing; how many bytes came for them.

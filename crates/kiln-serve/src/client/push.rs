@@ -47,6 +47,7 @@ impl Remote {
         blobs.push((record.manifest.digest, record.manifest.size));
         let stored = artifact.files.iter().filter(|file| !["qcow2", "raw", "raw.zst"].contains(&file.format.as_str()));
         blobs.extend(stored.map(|file| (file.sha256, file.bytes)));
+        blobs.extend(from.statement_blobs(&record.attestations)?);
         blobs.sort_unstable();
         blobs.dedup();
         let whole = blobs.iter().map(|(_, size)| size).sum();
@@ -59,6 +60,7 @@ impl Remote {
                 artifact: artifact.clone(),
                 version: artifact.version.to_string(),
                 by: Some(by.to_owned()),
+                attestations: record.attestations.clone(),
             };
             let path = ["images", artifact.image.as_str(), "versions"];
             match self.post::<wire::Published>(&path, &offer, ENTERING).await {

@@ -66,6 +66,12 @@ pub(crate) struct Channel {
     /// The history of this channel instead of a list of all
     #[arg(value_name = "CHANNEL")]
     pub(crate) channel: Option<ChannelName>,
+    /// From now on the channel takes only versions that are proven, boot-tested, and whose checks and hygiene hold
+    #[arg(long, requires = "channel", conflicts_with_all = ["json", "unrestrict"])]
+    pub(crate) restrict: bool,
+    /// It takes any version again
+    #[arg(long, requires = "channel", conflicts_with = "json")]
+    pub(crate) unrestrict: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -47,9 +47,19 @@ fn say(image: &ImageName, channel: &ChannelName, moved: &Moved) {
 pub(crate) fn run(arguments: &Channel) -> Outcome {
     let registry = surroundings::registry(&arguments.registry)?;
     match &arguments.channel {
+        Some(channel) if arguments.restrict || arguments.unrestrict => restrict(&registry, arguments, channel),
         Some(channel) => history(&registry, arguments, channel),
         None => list(&registry, arguments),
     }
+}
+
+fn restrict(registry: &Registry, arguments: &Channel, channel: &ChannelName) -> Outcome {
+    let image = &arguments.image;
+    let intent = Intent { by: surroundings::who(), now: surroundings::seconds(), reason: None, allow_revoked: false };
+    let changed = registry.restrict(image, channel, arguments.restrict, &intent)?;
+    let takes = if arguments.restrict { "only proven versions" } else { "any version" };
+    output::talk(&format!("{image}@{channel} takes {takes}{}", if changed { " from now on" } else { " already" }));
+    Ok(Exit::Done)
 }
 
 fn list(registry: &Registry, arguments: &Channel) -> Outcome {
@@ -62,10 +72,12 @@ fn list(registry: &Registry, arguments: &Channel) -> Outcome {
             arguments.image
         ));
     } else {
-        let heading = ["CHANNEL", "VERSION", "SINCE", "BY"].map(str::to_owned).to_vec();
+        let restricted = registry.restricted(&arguments.image)?;
+        let heading = ["CHANNEL", "VERSION", "SINCE", "BY", "TAKES"].map(str::to_owned).to_vec();
         let rows = channels.iter().map(|(name, channel)| {
             let since = Moment::of_seconds(channel.since).minute();
-            vec![name.to_string(), channel.version.to_string(), since, visible(&channel.by)]
+            let takes = if restricted.contains(name) { "only proven versions" } else { "" };
+            vec![name.to_string(), channel.version.to_string(), since, visible(&channel.by), takes.to_owned()]
         });
         output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
     }
@@ -77,11 +89,11 @@ fn history(registry: &Registry, arguments: &Channel, channel: &ChannelName) -> O
     changes.reverse();
     let rows = changes.iter().filter_map(|change| {
         let (what, from, to) = match &change.action {
-            Action::Promote { from, to, .. } => ("promote", from, to),
-            Action::Rollback { from, to, .. } => ("rollback", from, to),
-            Action::Publish { .. } | Action::Revoke { .. } | Action::Lift { .. } | Action::Retire { .. } => {
-                return None;
-            }
+            Action::Promote { from, to, .. } => ("promote", from.as_ref(), Some(to)),
+            Action::Rollback { from, to, .. } => ("rollback", from.as_ref(), Some(to)),
+            Action::Restrict { .. } => ("restrict", None, None),
+            Action::Unrestrict { .. } => ("unrestrict", None, None),
+            _ => return None,
         };
         Some((change, what, from, to))
     });
@@ -95,11 +107,11 @@ fn history(registry: &Registry, arguments: &Channel, channel: &ChannelName) -> O
     } else {
         let heading = ["REV", "WHEN", "WHAT", "FROM", "TO", "BY", "WHY"].map(str::to_owned).to_vec();
         let rows = rows.map(|(change, what, from, to)| {
-            let from = from.as_ref().map_or("-".to_owned(), ToString::to_string);
+            let version = |version: Option<&kiln_core::Version>| version.map_or("-".to_owned(), ToString::to_string);
             let when = Moment::of_seconds(change.at).minute();
             let why = change.reason.as_deref().unwrap_or_default();
             let (by, why) = (visible(&change.by), visible(why));
-            vec![change.rev.to_string(), when, what.to_owned(), from, to.to_string(), by, why]
+            vec![change.rev.to_string(), when, what.to_owned(), version(from), version(to), by, why]
         });
         output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
     }
