@@ -4,7 +4,7 @@ use std::fs;
 
 use kiln_tests::{
     home::{Home, Ran},
-    running::alone,
+    running::{Build, alone, gone, nothing_but_logs},
 };
 use serde_json::Value;
 
@@ -54,6 +54,16 @@ fn a_version_stores_what_changed_and_the_same_tree_is_not_published_again() {
     // And a build that nothing forces knows.
     let skipped = home.kiln(&["build", TEMPLATE, "--var", "text=two", "--json"]).succeeds();
     assert!(skipped.stdout.contains("build-skipped"), "{skipped:?}");
+
+    let command = home.command(&["build", TEMPLATE, "--var", "text=three", "--json"]);
+    let mut killed = Build::spawn(command);
+    killed.wait_for("phase-started", "placement");
+    killed.signal("KILL");
+    killed.end();
+    gone(&home, "placement");
+    home.kiln(&["clean"]).succeeds();
+    nothing_but_logs(&home, "placement");
+    assert_eq!((shown(&home)["version"].clone(), stored(&home)), (second["version"].clone(), both));
 }
 
 fn events(ran: &Ran) -> Vec<Value> {
