@@ -9,6 +9,8 @@
 mod bases;
 #[path = "cli/goldens.rs"]
 mod goldens;
+#[path = "cli/mirror.rs"]
+mod mirror;
 #[path = "cli/proof.rs"]
 mod proof;
 #[path = "cli/registry.rs"]
@@ -20,7 +22,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 39] = [
+const VERBS: [&str; 40] = [
     "build",
     "validate",
     "plan",
@@ -49,6 +51,7 @@ const VERBS: [&str; 39] = [
     "registry verify",
     "registry prune",
     "serve",
+    "mirror",
     "token",
     "ssh",
     "logs",

@@ -123,7 +123,7 @@ pub fn kiln() -> &'static Path {
     BUILT.get_or_init(|| {
         let profile = profile();
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--package", "kiln"]).current_dir(repository());
+        cargo.args(["build", "--quiet", "--workspace", "--bin", "kiln"]).current_dir(repository());
         if profile.ends_with("release") {
             cargo.arg("--release");
         }
@@ -138,6 +138,13 @@ fn profile() -> PathBuf {
     let directory = program.parent().expect("a program lies in a directory");
     let profile = if directory.ends_with("deps") { directory.parent().unwrap_or(directory) } else { directory };
     profile.to_owned()
+}
+
+/// A program that `tests/run` has unpacked for the tests.
+pub fn unpacked(program: &str) -> PathBuf {
+    let path = target().join(program);
+    assert!(path.exists(), "`{}` is missing: `tests/run` fetches it", path.display());
+    path
 }
 
 /// Where tests keep what outlives them: the cache of bases.

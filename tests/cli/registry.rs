@@ -25,7 +25,7 @@ use kiln_tests::home::Home;
 use crate::goldens;
 
 /// A registry with `web` 1.0.0: a qcow2 of 8 MiB with some data in it. The path of the same disk as raw.
-fn published(user: &Home) -> PathBuf {
+pub(crate) fn published(user: &Home) -> PathBuf {
     let directory = user.path("baked");
     fs::create_dir_all(&directory).unwrap();
     let raw = user.path("disk.raw");

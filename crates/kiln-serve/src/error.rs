@@ -34,6 +34,10 @@ pub enum ServeError {
     Answer { url: String, problem: String },
     #[error("{url} sent other bytes than {expected} names")]
     Altered { url: String, expected: Digest },
+    #[error("`{to}` is not a repository of an OCI registry: {problem}")]
+    Repository { to: String, problem: String },
+    #[error("`{tag}` is another image there: it has the manifest {found}, this version has {offered}")]
+    Taken { tag: String, found: String, offered: String },
     #[error(transparent)]
     Registry(#[from] RegistryError),
     #[error("stopped")]
@@ -53,6 +57,8 @@ impl ServeError {
             Self::Refused { hint, .. } => hint.clone(),
             Self::Altered { .. } => Some("nothing of it was kept; run the same command again".to_owned()),
             Self::Registry(error) => error.hint(),
+            Self::Repository { .. } => Some("write it as `registry.example.com/team/web`".to_owned()),
+            Self::Taken { .. } => Some("a version is never replaced: mirror into another repository".to_owned()),
             Self::Request { .. } => Some("what came is kept; the same command goes on from there".to_owned()),
             _ => None,
         }

@@ -21,6 +21,7 @@ mod error;
 mod facts;
 mod files;
 mod metrics;
+pub mod mirror;
 mod oci;
 mod paced;
 mod problem;

@@ -22,7 +22,7 @@ pub(crate) use self::{
     proof::{Diff, KeyExport, KeyInit, KeyList, KeyRevoke, KeyTrust, KeyVerb, Sbom, SbomFormat, Verify},
     published::{Export, Images, Resolve, ResolveFormat, Show},
     registry::{RegistryArguments, RegistryPrune, RegistryVerb, RegistryVerify},
-    serve::{Allowed, Serve, Token},
+    serve::{Allowed, Mirror, Serve, Token},
     template::{Fmt, Plan, TemplateArguments, Validate},
 };
 
@@ -82,6 +82,8 @@ pub(crate) enum Verb {
     Registry(RegistryVerb),
     /// Serve a registry over HTTP: files, OCI, an API and a dashboard
     Serve(Serve),
+    /// Put a version into an OCI registry, for skopeo, oras and their kin
+    Mirror(Mirror),
     /// Make a token that lets somebody change a served registry
     Token(Token),
     /// Log in to a machine that was kept after a failed build, or run a command in it

@@ -56,6 +56,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Key(verb) => verbs::key::run(verb),
         Verb::Registry(verb) => in_runtime(verbs::registry::run(verb)),
         Verb::Serve(arguments) => in_runtime(verbs::serve::run(arguments)),
+        Verb::Mirror(arguments) => in_runtime(verbs::mirror::run(arguments)),
         Verb::Token(arguments) => verbs::serve::token(arguments),
         Verb::Ssh(arguments) => verbs::ssh::run(&arguments),
         Verb::Logs(arguments) => in_runtime(verbs::logs::run(arguments)),

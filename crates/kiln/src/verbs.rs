@@ -14,6 +14,7 @@ pub(crate) mod images;
 pub(crate) mod key;
 pub(crate) mod logs;
 pub(crate) mod man;
+pub(crate) mod mirror;
 pub(crate) mod plan;
 pub(crate) mod registry;
 pub(crate) mod resolve;

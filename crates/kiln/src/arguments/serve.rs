@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, ValueEnum};
+use kiln_registry::Selector;
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
@@ -49,4 +50,23 @@ pub(crate) enum Allowed {
     /// Move channels, and back
     Promote,
     Revoke,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mirror {
+    /// An image, one version of it, or what a channel points to; a channel's name becomes a tag too
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
+    pub(crate) image: Selector,
+    /// The repository, without a tag: `registry.example.com/team/web`
+    #[arg(long, value_name = "REPOSITORY")]
+    pub(crate) to: String,
+    /// Speak HTTP, not HTTPS
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// Use a revoked version all the same, when the version itself is named
+    #[arg(long)]
+    pub(crate) allow_revoked: bool,
+    /// The registry's directory [default: `registry` in kiln's data directory]
+    #[arg(long, value_name = "DIRECTORY", env = "KILN_REGISTRY", hide_env_values = true)]
+    pub(crate) registry: Option<PathBuf>,
 }
