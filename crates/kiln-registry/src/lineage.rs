@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Nobody bakes on more bases; also the end of a lineage that somebody made a circle of.
-const DEEPEST: usize = 64;
+pub(crate) const DEEPEST: usize = 64;
 
 /// A version of an image of this registry.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Change, Registry, RegistryError,
     head::{Channel, Head, Listed},
-    lineage::{Parent, Revoked},
+    lineage::{DEEPEST, Parent, Revoked},
 };
 
 /// A version with what holds for it now.
@@ -60,6 +60,19 @@ impl Registry {
             entries.push(Entry { listed, channels, revoked });
         }
         Ok(Listing { image: image.clone(), rev, channels: state.channels, versions: entries })
+    }
+
+    /// What `version` was baked on, and that on, from the nearest to the first.
+    pub fn lineage(&self, version: &Parent) -> Result<Vec<Parent>, RegistryError> {
+        let mut chain = vec![version.clone()];
+        while let Some(last) = chain.last().filter(|_| chain.len() <= DEEPEST) {
+            let head = Head::read(&self.image(&last.image))?;
+            match head.lists(&last.version).and_then(|listed| listed.parent.clone()) {
+                Some(parent) => chain.push(parent),
+                None => break,
+            }
+        }
+        Ok(chain.split_off(1))
     }
 
     /// What changed `image` after revision `rev`, oldest first, at most `limit`.

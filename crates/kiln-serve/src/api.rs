@@ -1,6 +1,6 @@
 //! `/api/v1/`: the registry as JSON, with the errors of RFC 9457. `openapi.json` is its description.
 
-mod body;
+pub(crate) mod body;
 mod channels;
 mod events;
 mod publish;
