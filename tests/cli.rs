@@ -22,7 +22,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 40] = [
+const VERBS: [&str; 42] = [
     "build",
     "validate",
     "plan",
@@ -52,6 +52,8 @@ const VERBS: [&str; 40] = [
     "registry prune",
     "serve",
     "mirror",
+    "pull",
+    "push",
     "token",
     "ssh",
     "logs",

@@ -12,6 +12,7 @@ mod place;
 mod publish;
 mod rebake;
 mod seal;
+mod serve;
 mod ssh;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ const PARTS: [(&str, &str); 7] = [
     ("steps", "50 no-op shell steps over a round trip of 40 ms, beside Packer"),
     ("files", "500 files of 1 KiB over a round trip of 40 ms, beside `tar | ssh` and Packer"),
     ("file", "one file of 500 MiB on loopback, beside `scp` and Packer"),
+    ("serve", "a qcow2 over loopback from `kiln serve`, beside `cp`; its memory; resolving per second"),
     ("seal", "sealing a Debian disk, beside `qemu-img convert -c` with zlib and with zstd"),
 ];
 
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
                 "steps" => runtime.block_on(ssh::steps()),
                 "files" => runtime.block_on(ssh::files()),
                 "file" => runtime.block_on(ssh::file()),
+                "serve" => runtime.block_on(serve::run()),
                 _ => runtime.block_on(seal::run()),
             }
         }

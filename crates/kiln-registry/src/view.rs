@@ -14,7 +14,7 @@ use kiln_disk::{
 };
 
 use crate::{
-    Record, Registry, RegistryError,
+    Attestation, Record, Registry, RegistryError,
     content::{Content, Descriptor, StoredSegment},
     lay_down::{self, Form},
 };
@@ -101,6 +101,14 @@ impl Registry {
         }
         let blob = Descriptor { media_type: String::new(), digest: *digest, size: metadata.len() };
         self.blob_bytes(&blob).map(Some).map_err(|damage| self.set_aside(damage))
+    }
+
+    /// What is said about the versions of `image` whose manifest is `subject`, of the newest thousand.
+    pub fn attestations_of(&self, image: &ImageName, subject: &Digest) -> Result<Vec<Attestation>, RegistryError> {
+        let versions = self.versions(image)?;
+        let records = versions.iter().take(1000).filter_map(|listed| self.listed_record(image, listed).ok());
+        let about = records.filter(|record| record.manifest.digest == *subject);
+        Ok(about.flat_map(|record| record.attestations).collect())
     }
 
     /// Whether a version of `image` that can be read names this blob.

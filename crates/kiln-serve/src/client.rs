@@ -13,7 +13,10 @@ use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{pull::Pulled, push::Pushed};
+pub use self::{
+    pull::{Allowed, Pulled},
+    push::Pushed,
+};
 use crate::{ServeError, problem::Problem, wire};
 
 /// Answers of JSON that are longer are not read: a page of 1000 versions is a tenth of it.
@@ -68,7 +71,6 @@ impl Remote {
         let client = Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(10))
-            .read_timeout(PATIENCE)
             .build()
             .map_err(|error| refused(error.to_string()))?;
         Ok(Self { base, client, token: token.map(Into::into), clock, cancel })
@@ -156,7 +158,7 @@ impl Remote {
     /// An idempotent GET: made again while the server cannot be reached or is busy.
     async fn fetch<T: DeserializeOwned>(&self, path: &[&str], query: &str) -> Result<T, ServeError> {
         let attempt = || async {
-            let response = self.send(self.request(Method::GET, path, query)).await?;
+            let response = self.send(self.request(Method::GET, path, query), PATIENCE).await?;
             self.read(response).await
         };
         self.again(attempt).await
@@ -170,7 +172,7 @@ impl Remote {
     ) -> Result<T, ServeError> {
         let body = serde_json::to_vec(request).map_err(|error| self.unreadable(&error.to_string()))?;
         let sent = self.request(Method::POST, path, "").header("content-type", "application/json").body(body);
-        let response = self.send(sent.timeout(patience)).await?;
+        let response = self.send(sent, patience).await?;
         self.read(response).await
     }
 
@@ -209,11 +211,14 @@ impl Remote {
         }
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, ServeError> {
+    /// Sends a request whose answer has to begin within `patience`.
+    async fn send(&self, request: RequestBuilder, patience: Duration) -> Result<Response, ServeError> {
         let response = tokio::select! {
             biased;
             () = self.cancel.cancelled() => return Err(ServeError::Stopped),
-            response = request.send() => response.map_err(|error| self.broken(&error))?,
+            response = tokio::time::timeout(patience, request.send()) => {
+                response.map_err(|_| self.silent())?.map_err(|error| self.broken(&error))?
+            }
         };
         if response.status().is_success() {
             return Ok(response);
@@ -258,7 +263,9 @@ impl Remote {
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(ServeError::Stopped),
-            chunk = response.chunk() => chunk.map_err(|error| self.broken(&error)),
+            chunk = tokio::time::timeout(PATIENCE, response.chunk()) => {
+                chunk.map_err(|_| self.silent())?.map_err(|error| self.broken(&error))
+            }
         }
     }
 
@@ -270,10 +277,11 @@ impl Remote {
             problem = cause.to_string();
             next = cause.source();
         }
-        if error.is_timeout() {
-            "it does not answer in time".clone_into(&mut problem);
-        }
         ServeError::Request { url: self.url(), problem }
+    }
+
+    fn silent(&self) -> ServeError {
+        ServeError::Request { url: self.url(), problem: "it does not answer in time".to_owned() }
     }
 
     fn unreadable(&self, problem: &str) -> ServeError {

@@ -25,6 +25,8 @@ use crate::{
 
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+/// Signed statements, as the in-toto project names them.
+const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
 /// Blobs up to this are compared before the first byte is sent; larger ones before the last.
 const SMALL: u64 = 16 << 20;
 
@@ -83,7 +85,7 @@ pub(crate) async fn answer(
         [image, "tags", "list"] => tags(&app, &headers, image, &query).await,
         [image, "manifests", reference] => manifest(&app, &headers, &method, image, reference).await,
         [image, "blobs", digest] => blob(&app, &headers, &method, image, digest).await,
-        [image, "referrers", digest] => referrers(&app, &headers, image, digest).await,
+        [image, "referrers", digest] => referrers(&app, &headers, image, digest, &query).await,
         _ => Err(refusal(StatusCode::NOT_FOUND, "NAME_UNKNOWN", "names of images have no `/`")),
     })
 }
@@ -185,7 +187,7 @@ async fn manifest(app: &Arc<App>, headers: &HeaderMap, method: &Method, image: &
         .on_disk(move |app| {
             app.registry.versions(&name)?;
             let bytes = app.registry.small_blob(&digest, kiln_registry::LONGEST_MANIFEST)?;
-            Ok(bytes.filter(|bytes| app.registry.blobs_of(bytes).is_ok()))
+            Ok(bytes.filter(|bytes| app.registry.blobs_of(bytes).is_ok() || is_manifest(bytes)))
         })
         .await?
         .ok_or_else(unknown)?;
@@ -253,14 +255,43 @@ async fn blob(app: &Arc<App>, headers: &HeaderMap, method: &Method, image: &str,
     blob_of(app, headers, method, image, digest).await?.ok_or_else(unknown)
 }
 
-async fn referrers(app: &Arc<App>, headers: &HeaderMap, image: &str, digest: &str) -> Answer {
-    readable(app, headers, image)?;
+async fn referrers(app: &Arc<App>, headers: &HeaderMap, image: &str, digest: &str, query: &Query) -> Answer {
+    let image = readable(app, headers, image)?;
     let unreadable =
         |error: kiln_core::digest::InvalidDigest| refusal(StatusCode::BAD_REQUEST, "DIGEST_INVALID", error.to_string());
-    digest.parse::<Digest>().map_err(unreadable)?;
-    // Nothing refers to a manifest yet; the specification wants an empty index then.
-    let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [] });
-    Ok(([(header::CONTENT_TYPE, INDEX_TYPE)], index.to_string()).into_response())
+    let digest = digest.parse::<Digest>().map_err(unreadable)?;
+    let found = app.on_disk(move |app| app.registry.attestations_of(&image, &digest)).await?;
+    let wanted = query.get("artifactType");
+    let filtered = wanted.is_some_and(|wanted| wanted != STATEMENT_TYPE);
+    let manifests = found.iter().filter(|_| !filtered).map(|said| {
+        json!({
+            "mediaType": said.manifest.media_type,
+            "digest": said.manifest.digest,
+            "size": said.manifest.size,
+            "artifactType": STATEMENT_TYPE,
+            "annotations": { "in-toto.io/predicate-type": said.predicate_type },
+        })
+    });
+    let manifests: Vec<_> = manifests.collect();
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests });
+    let mut response = ([(header::CONTENT_TYPE, INDEX_TYPE)], index.to_string()).into_response();
+    if wanted.is_some() {
+        response.headers_mut().insert("oci-filters-applied", HeaderValue::from_static("artifactType"));
+    }
+    Ok(response)
+}
+
+/// Whether these are the bytes of an OCI image manifest, such as that of a statement.
+fn is_manifest(bytes: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Kind {
+        schema_version: u32,
+        media_type: String,
+    }
+    bytes.len() <= 64 << 10
+        && serde_json::from_slice::<Kind>(bytes)
+            .is_ok_and(|kind| kind.schema_version == 2 && kind.media_type == MANIFEST_TYPE)
 }
 
 fn representation(

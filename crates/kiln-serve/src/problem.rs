@@ -114,6 +114,7 @@ impl From<RegistryError> for Problem {
                 problem.inside = Some(format!("{text} ({what})"));
                 return problem;
             }
+            E::Unproven { .. } => of(StatusCode::FORBIDDEN, "unproven"),
             E::Busy { .. } | E::Raced { .. } => of(StatusCode::SERVICE_UNAVAILABLE, "busy"),
             _ => return Self::internal(chain(&error)),
         };

@@ -19,7 +19,11 @@ use artifacts::{Scratch, artifact, fixed, select};
 use kiln_core::Digest;
 use kiln_io::{guest::Quiet, time::SystemClock};
 use kiln_registry::Registry;
-use kiln_serve::{ServeError, client::Remote, wire};
+use kiln_serve::{
+    ServeError,
+    client::{Allowed, Remote},
+    wire,
+};
 use serde_json::json;
 use serving::{PUBLISHER, READER, Serving, tokens};
 use tokio::runtime::Runtime;
@@ -183,7 +187,8 @@ fn a_version_is_pushed_and_pulled_and_only_what_is_missing_moves() {
     // Pulled onto another machine: the first as a whole, the second without what the first has.
     let there = Scratch::new("pull-there");
     let theirs = there.registry();
-    let pull = |name: &str| runtime.block_on(remote(&server, None).pull(&select(name), false, &theirs, "bob"));
+    let pull =
+        |name: &str| runtime.block_on(remote(&server, None).pull(&select(name), Allowed::default(), &theirs, "bob"));
     let first = pull("web@1.0.0").unwrap();
     assert!(!first.already && first.fetched * 10 > first.whole * 9, "{first:?}");
     let second = pull("web@latest").unwrap();
@@ -222,7 +227,7 @@ fn another_disk_under_the_same_version_is_refused_on_both_ways() {
         matches!(&pushed, Err(ServeError::Refused { status: 409, kind, .. }) if kind == "version-exists"),
         "{pushed:?}"
     );
-    let pulled = runtime.block_on(remote.pull(&select("web@1.0.0"), false, &mine, "ada"));
+    let pulled = runtime.block_on(remote.pull(&select("web@1.0.0"), Allowed::default(), &mine, "ada"));
     assert!(matches!(&pulled, Err(ServeError::Registry(_))), "{pulled:?}");
 }
 

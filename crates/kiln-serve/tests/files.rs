@@ -155,7 +155,15 @@ fn the_oci_endpoint_answers_as_the_specification_says() {
     let rest = server.json(&[], "/v2/web/tags/list?n=1&last=1.0.0").1;
     assert_eq!(rest["tags"], serde_json::json!(["1.1.0"]));
     let referrers = server.json(&[], &format!("/v2/web/referrers/{}", record.manifest.digest)).1;
-    assert_eq!((&referrers["schemaVersion"], &referrers["manifests"]), (&2.into(), &serde_json::json!([])));
+    assert_eq!(
+        (&referrers["schemaVersion"], referrers["manifests"].as_array().unwrap().len()),
+        (&2.into(), record.attestations.len())
+    );
+    let said = referrers["manifests"][0]["digest"].as_str().unwrap();
+    let statement = server.json(&[], &format!("/v2/web/manifests/{said}")).1;
+    assert_eq!(statement["subject"]["digest"], record.manifest.digest.to_string());
+    let others = server.json(&[], &format!("/v2/web/referrers/{}?artifactType=text/plain", record.manifest.digest)).1;
+    assert_eq!(others["manifests"], serde_json::json!([]));
     let nothing = Digest::of(b"nothing");
     for (path, status, code) in [
         ("/v2/none/tags/list".to_owned(), 404, "NAME_UNKNOWN"),

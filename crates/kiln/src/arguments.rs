@@ -20,7 +20,7 @@ pub(crate) use self::{
     channel::{Channel, IntentArguments, Outdated, Promote, Revoke, Rollback},
     machine::{Clean, Completions, Doctor, Logs, Man, Ssh},
     proof::{Diff, KeyExport, KeyInit, KeyList, KeyRevoke, KeyTrust, KeyVerb, Sbom, SbomFormat, Verify},
-    published::{Export, Images, Resolve, ResolveFormat, Show},
+    published::{Export, Images, Pull, Push, Resolve, ResolveFormat, Show},
     registry::{RegistryArguments, RegistryPrune, RegistryVerb, RegistryVerify},
     serve::{Allowed, Mirror, Serve, Token},
     template::{Fmt, Plan, TemplateArguments, Validate},
@@ -84,6 +84,10 @@ pub(crate) enum Verb {
     Serve(Serve),
     /// Put a version into an OCI registry, for skopeo, oras and their kin
     Mirror(Mirror),
+    /// Bring a version from a server into a registry here; only what is missing comes
+    Pull(Pull),
+    /// Send a version to a server; only what it lacks is sent
+    Push(Push),
     /// Make a token that lets somebody change a served registry
     Token(Token),
     /// Log in to a machine that was kept after a failed build, or run a command in it

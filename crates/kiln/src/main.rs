@@ -57,6 +57,8 @@ fn run(verb: Verb) -> Outcome {
         Verb::Registry(verb) => in_runtime(verbs::registry::run(verb)),
         Verb::Serve(arguments) => in_runtime(verbs::serve::run(arguments)),
         Verb::Mirror(arguments) => in_runtime(verbs::mirror::run(arguments)),
+        Verb::Pull(arguments) => in_runtime(verbs::pull::run(arguments)),
+        Verb::Push(arguments) => in_runtime(verbs::push::run(arguments)),
         Verb::Token(arguments) => verbs::serve::token(arguments),
         Verb::Ssh(arguments) => verbs::ssh::run(&arguments),
         Verb::Logs(arguments) => in_runtime(verbs::logs::run(arguments)),

@@ -3,6 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -11,6 +12,11 @@ use kiln_io::{
     time::{Clock as _, SystemClock},
 };
 use kiln_registry::{KeyStore, Record, Registry};
+use kiln_serve::{
+    ServeError,
+    client::{Remote, is_url},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{arguments::RegistryArguments, bases::Shelf, failure::Failure};
 
@@ -29,6 +35,10 @@ pub(crate) fn registry(arguments: &RegistryArguments) -> Result<Registry, Failur
 
 /// The registry in a directory, with this user's keys.
 pub(crate) fn open(path: &Path) -> Result<Registry, Failure> {
+    if let Some(url) = path.to_str().filter(|text| is_url(text)) {
+        return Err(Failure::usage(format!("this needs a registry in a directory, and `{url}` is a server"))
+            .hint("`kiln pull` and `kiln push` move versions between the two"));
+    }
     let registry = Registry::open(path)?;
     // Without a home there are no keys: nothing is signed, and nothing can be proven.
     let Ok(keys) = keys() else { return Ok(registry) };
@@ -49,6 +59,41 @@ fn registry_path(arguments: &RegistryArguments) -> Result<PathBuf, Failure> {
 /// The registry as far as bases are looked up in it. A plan needs no home: without one there is no registry.
 pub(crate) fn shelf(arguments: &RegistryArguments, allow_revoked: bool) -> Option<Shelf> {
     Some(Shelf { root: registry_path(arguments).ok()?, allow_revoked, now: seconds() })
+}
+
+/// A registry in a directory, or one that a server has.
+pub(crate) enum Place {
+    Here(Registry),
+    There(Remote),
+}
+
+/// The registry that is meant, wherever it is.
+pub(crate) fn place(arguments: &RegistryArguments) -> Result<Place, Failure> {
+    match server(arguments, &CancellationToken::new())? {
+        Some(remote) => Ok(Place::There(remote)),
+        None => Ok(Place::Here(registry(arguments)?)),
+    }
+}
+
+/// The server that is named as the registry, if one is.
+pub(crate) fn server(arguments: &RegistryArguments, cancel: &CancellationToken) -> Result<Option<Remote>, Failure> {
+    let Some(url) = arguments.registry.as_ref().and_then(|path| path.to_str()).filter(|text| is_url(text)) else {
+        return Ok(None);
+    };
+    let token = env::var("KILN_TOKEN").ok().filter(|token| !token.is_empty());
+    Ok(Some(Remote::new(url, token.as_deref(), Arc::new(SystemClock::new()), cancel.clone())?))
+}
+
+/// Waits for an answer of a server.
+pub(crate) fn wait<T>(answer: impl Future<Output = Result<T, ServeError>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new("cannot start the async runtime").because(error.to_string()))?;
+    Ok(runtime.block_on(answer)?)
+}
+
+/// The user's own registry, as a cache of what servers have.
+pub(crate) fn own_registry() -> Result<Registry, Failure> {
+    registry(&RegistryArguments { registry: Some(dirs()?.data.join("registry")) })
 }
 
 /// The user's keys.

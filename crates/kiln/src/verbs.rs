@@ -16,6 +16,8 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod mirror;
 pub(crate) mod plan;
+pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod registry;
 pub(crate) mod resolve;
 pub(crate) mod revoke;

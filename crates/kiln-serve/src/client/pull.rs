@@ -13,7 +13,7 @@ use kiln_registry::{
 use reqwest::{Method, StatusCode, header};
 use tokio::sync::Mutex;
 
-use super::Remote;
+use super::{PATIENCE, Remote};
 use crate::ServeError;
 
 /// Segments on their way at once.
@@ -22,6 +22,9 @@ const AT_ONCE: usize = 4;
 const GAP: u64 = 64 << 10;
 /// A segment that would need more requests than this comes as a whole.
 const REQUESTS: usize = 6;
+
+/// As the registry has it.
+const LONGEST_STATEMENT: u64 = 64 << 20;
 
 /// What a pull did.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +38,14 @@ pub struct Pulled {
     pub whole: u64,
 }
 
+/// What is used although something speaks against it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Allowed {
+    pub revoked: bool,
+    /// No proof is asked for, though keys are trusted here.
+    pub unproven: bool,
+}
+
 /// Where a chunk lies in a blob that is here.
 type Frames = HashMap<Digest, (Digest, u64, usize)>;
 
@@ -43,11 +54,11 @@ impl Remote {
     pub async fn pull(
         &self,
         selector: &Selector,
-        allow_revoked: bool,
+        allowed: Allowed,
         into: &Registry,
         by: &str,
     ) -> Result<Pulled, ServeError> {
-        let record = self.usable(selector, allow_revoked).await?;
+        let record = self.usable(selector, allowed.revoked).await?;
         let artifact = &record.artifact;
         let named = Reference::Named(artifact.version.clone());
         let here = into.record(&Selector { image: artifact.image.clone(), reference: named });
@@ -62,6 +73,11 @@ impl Remote {
             return Ok(Pulled { record: here.clone(), already: true, fetched: 0, whole: 0 });
         }
         let _leased = into.lease()?;
+        // What is said about the disk comes first: nobody waits for gigabytes to hear that they are refused.
+        let mut fetched = self.statements(&record, into).await?;
+        if !allowed.unproven && !into.trust().is_empty() {
+            into.proof(&record)?;
+        }
         let manifest = self.whole_blob(&record, record.manifest.digest, record.manifest.size, LONGEST_MANIFEST).await?;
         let blobs = into.blobs_of(&manifest)?;
         let (digest, size) = blobs.first().copied().ok_or_else(|| self.unreadable("a manifest without a config"))?;
@@ -69,19 +85,15 @@ impl Remote {
         let content = into.read_content(&manifest, &config)?;
         into.receive_bytes(record.manifest.digest, &manifest)?;
         into.receive_bytes(digest, &config)?;
-        let mut fetched = (manifest.len() + config.len()) as u64;
+        fetched += (manifest.len() + config.len()) as u64;
         fetched += self.segments(&record, &content, into).await?;
         let files = artifact.files.iter().filter(|file| !["qcow2", "raw", "raw.zst"].contains(&file.format.as_str()));
         for file in files.filter(|file| !into.missing([&(file.sha256, file.bytes)]).is_empty()) {
             fetched += self.stream_blob(&record, file.sha256, file.bytes, into).await?;
         }
         let whole = blobs.iter().map(|(_, size)| size).sum::<u64>() + record.manifest.size;
-        fetched += self.statements(&record, into).await?;
-        let offer = Offer {
-            manifest: record.manifest.clone(),
-            artifact: artifact.clone(),
-            attestations: record.attestations.clone(),
-        };
+        let (manifest, attestations) = (record.manifest.clone(), record.attestations.clone());
+        let offer = Offer { manifest, artifact: artifact.clone(), attestations };
         let now = self.clock.wall().duration_since(std::time::SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let version = VersionSpec::Fixed(artifact.version.clone());
         let publication =
@@ -150,7 +162,7 @@ impl Remote {
         let attempt = || async {
             let request = self.blob_request(record, &digest);
             let request = request.header(header::RANGE, format!("bytes={start}-{}", end - 1));
-            let response = self.send(request).await?;
+            let response = self.send(request, PATIENCE).await?;
             if response.status() != StatusCode::PARTIAL_CONTENT {
                 return Err(self.unreadable("it does not serve ranges"));
             }
@@ -166,7 +178,7 @@ impl Remote {
             return Err(self.unreadable("a manifest or config longer than any version has"));
         }
         let attempt = || async {
-            let response = self.send(self.blob_request(record, &digest)).await?;
+            let response = self.send(self.blob_request(record, &digest), PATIENCE).await?;
             let bytes = self.body(response, usize::try_from(size).unwrap_or(usize::MAX)).await?;
             match bytes.len() as u64 == size {
                 true if Digest::of(&bytes) == digest => Ok(bytes),
@@ -193,7 +205,7 @@ impl Remote {
             if have > 0 {
                 request = request.header(header::RANGE, format!("bytes={have}-"));
             }
-            let mut response = self.send(request).await?;
+            let mut response = self.send(request, PATIENCE).await?;
             if have > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
                 return Err(self.unreadable("it does not serve ranges"));
             }

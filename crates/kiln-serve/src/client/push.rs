@@ -10,7 +10,7 @@ use kiln_core::{Digest, artifact::Artifact};
 use kiln_registry::{LONGEST_MANIFEST, Record, Registry, RegistryError};
 use reqwest::{Body, Method};
 
-use super::{ENTERING, Remote};
+use super::{ENTERING, PATIENCE, Remote};
 use crate::{ServeError, wire};
 
 /// Blobs on their way at once.
@@ -58,6 +58,7 @@ impl Remote {
             let offer = wire::Offer {
                 manifest: record.manifest.clone(),
                 artifact: artifact.clone(),
+                attestations: record.attestations.clone(),
                 version: artifact.version.to_string(),
                 by: Some(by.to_owned()),
                 attestations: record.attestations.clone(),
@@ -81,7 +82,7 @@ impl Remote {
             let blobs = part.iter().map(|(digest, size)| wire::Blob { digest: *digest, size: *size }).collect();
             let question = wire::Blobs { blobs };
             let path = ["images", image, "missing"];
-            let answer: wire::Missing = self.again(|| self.post(&path, &question, super::PATIENCE)).await?;
+            let answer: wire::Missing = self.again(|| self.post(&path, &question, PATIENCE)).await?;
             let lacks: HashSet<_> = answer.missing.into_iter().collect();
             missing.extend(part.iter().filter(|(digest, _)| lacks.contains(digest)).copied());
         }
@@ -101,8 +102,8 @@ impl Remote {
                 streamed(File::open(&path).map_err(failed)?, size)
             };
             let request = self.request(Method::PUT, &["images", image, "blobs", &digest.to_string()], "");
-            let request = request.header("content-length", size).timeout(ENTERING).body(body);
-            self.send(request).await.map(|_| size)
+            let request = request.header("content-length", size).body(body);
+            self.send(request, ENTERING).await.map(|_| size)
         };
         self.again(attempt).await
     }

@@ -11,7 +11,7 @@ use axum::{
     http::{HeaderMap, Response},
 };
 use kiln_core::{ImageName, artifact::Artifact};
-use kiln_registry::{Content, Record, RegistryError, Selector};
+use kiln_registry::{Content, Record, RegistryError, Selector, proof, sbom::Bom};
 use maud::{Markup, html};
 
 use super::{
@@ -38,6 +38,7 @@ pub(super) async fn show(
 struct Side {
     record: Record,
     content: Option<Content>,
+    packages: BTreeMap<String, String>,
 }
 
 async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, (from, to): (&str, &str)) -> Result<Markup, Problem> {
@@ -53,6 +54,7 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, (from, to): (&str,
         }
         (disk(&old, &new))
         (numbers(&old.record, &new.record))
+        (named("Packages", &old.packages, &new.packages))
         (named("Steps", &steps(a), &steps(b)))
         (named("Checks", &checks(a), &checks(b)))
         (named("Tools", &a.tools, &b.tools))
@@ -62,7 +64,15 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, (from, to): (&str,
 fn side(app: &App, selector: &Selector) -> Result<Side, RegistryError> {
     let record = app.registry.record(selector)?;
     let content = app.registry.content(&record).ok();
-    Ok(Side { record, content })
+    let packages = packages(app, &record).unwrap_or_default();
+    Ok(Side { record, content, packages })
+}
+
+/// What the bill of materials lists, if the version has one.
+fn packages(app: &App, record: &Record) -> Option<BTreeMap<String, String>> {
+    let statement = app.registry.statement(record, proof::SBOM).ok()??;
+    let bom: Bom = serde_json::from_value(statement.predicate).ok()?;
+    Some(bom.components.into_iter().map(|part| (part.name, part.version.unwrap_or_default())).collect())
 }
 
 fn disk(old: &Side, new: &Side) -> Markup {

@@ -13,7 +13,7 @@ use maud::{Markup, html};
 
 use super::{
     page::{channel, duration, plain, revoked, size, when},
-    plot::{self, Point},
+    plot::{self, Point, Scale},
     session::Visitor,
     shown,
 };
@@ -128,8 +128,8 @@ fn plots(image: &ImageName, records: &[Option<Record>]) -> Markup {
     let sizes = points(|record| record.file("qcow2").map(|file| file.bytes));
     let times = points(|record| Some(record.artifact.times.values().sum::<u64>()).filter(|sum| *sum > 0));
     html! {
-        (plot::line("Size of the qcow2", &sizes, size))
-        (plot::line("Duration of the build", &times, duration))
+        (plot::line("Size of the qcow2", &sizes, Scale::Bytes, size))
+        (plot::line("Duration of the build", &times, Scale::Time, duration))
     }
 }
 
@@ -145,8 +145,8 @@ fn line(
     html! {
         tr.revoked[entry.revoked.is_some()] {
             @if count > 1 {
-                td.pick { input type="radio" name="from" value=(version) checked[number == 1] aria-label=(format!("Compare from {version}")); }
-                td.pick { input type="radio" name="to" value=(version) checked[number == 0] aria-label=(format!("Compare to {version}")); }
+                td.pick data-name="from" { input type="radio" name="from" value=(version) checked[number == 1] aria-label=(format!("Compare from {version}")); }
+                td.pick data-name="to" { input type="radio" name="to" value=(version) checked[number == 0] aria-label=(format!("Compare to {version}")); }
             }
             th scope="row" { a.version href=(format!("/images/{image}/{version}")) { (version) } }
             td data-label="Marks" {

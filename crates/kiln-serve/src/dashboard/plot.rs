@@ -23,11 +23,11 @@ fn float(value: u64) -> f64 {
 }
 
 /// `points` from left to right, the oldest first, with `show` for the values.
-pub(super) fn line(title: &str, points: &[Point], show: fn(u64) -> String) -> Markup {
+pub(super) fn line(title: &str, points: &[Point], scale: Scale, show: fn(u64) -> String) -> Markup {
     let Some((first, last)) = points.first().zip(points.last()) else {
         return html! {};
     };
-    let top = nice(points.iter().map(|point| point.value).max().unwrap_or(1).max(1));
+    let top = nice(points.iter().map(|point| point.value).max().unwrap_or(1).max(1), scale);
     let x = |place: usize| {
         let steps = float(points.len().saturating_sub(1).max(1) as u64);
         let inside = WIDTH - LEFT - RIGHT;
@@ -66,10 +66,22 @@ pub(super) fn line(title: &str, points: &[Point], show: fn(u64) -> String) -> Ma
     }
 }
 
-/// The smallest of 1, 2, 4, 5, 6, 8 times a power of ten (of two for what looks like bytes) that is not below `value`.
-fn nice(value: u64) -> u64 {
-    let base: u64 = if value >= 1 << 20 { 1 << (value.ilog2() / 10 * 10) } else { 10_u64.pow(value.ilog10()) };
-    let steps = [1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200, 400, 600, 800, 1024];
+/// What the values are, for round numbers at the axis.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Scale {
+    Bytes,
+    /// Milliseconds.
+    Time,
+}
+
+/// The smallest round number that is not below `value`, and that halves to another.
+fn nice(value: u64, scale: Scale) -> u64 {
+    let base = match scale {
+        Scale::Bytes => 1 << (value.ilog2() / 10 * 10),
+        Scale::Time if value > 60_000 => 60_000,
+        Scale::Time => 10_u64.pow(value.ilog10()),
+    };
+    let steps = [1, 2, 4, 6, 8, 10, 20, 40, 60, 80, 100, 200, 400, 600, 800, 1024, 2000, 4000, 8000];
     steps.into_iter().map(|step| base.saturating_mul(step)).find(|top| *top >= value).unwrap_or(value)
 }
 
@@ -134,12 +146,16 @@ mod tests {
 
     #[test]
     fn axes_end_at_round_numbers_above_the_values() {
-        for (value, expected) in [(1, 1), (9, 10), (47, 60), (100, 100), (60_001, 80_000), (3 << 20, 4 << 20)] {
-            assert_eq!(nice(value), expected, "{value}");
+        for (value, expected) in [(1, 1), (9, 10), (47, 60), (41_200, 60_000), (60_001, 120_000), (700_000, 1_200_000)]
+        {
+            assert_eq!(nice(value, Scale::Time), expected, "{value}");
+        }
+        for (value, expected) in [(448 << 10, 600 << 10), (3 << 20, 4 << 20), (900 << 20, 1 << 30)] {
+            assert_eq!(nice(value, Scale::Bytes), expected, "{value}");
         }
         for shift in 0..64 {
-            assert!(nice(1 << shift) >= 1 << shift);
+            assert!(nice(1 << shift, Scale::Bytes) >= 1 << shift && nice(1 << shift, Scale::Time) >= 1 << shift);
         }
-        assert!(nice(u64::MAX) == u64::MAX);
+        assert!(nice(u64::MAX, Scale::Bytes) == u64::MAX);
     }
 }

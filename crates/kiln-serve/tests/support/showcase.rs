@@ -87,10 +87,14 @@ pub(crate) fn fill(registry: &Registry, work: &Path, now: u64) {
     for number in 0..14_u64 {
         let version = format!("1.{number}.0");
         let directory = work.join(&version);
-        let noise: Vec<u8> =
-            (0..(300_u64 + number * 37) << 10).map(|at| ((at * (at ^ number)) >> 3).to_le_bytes()[0]).collect();
-        let bytes = [disk(&version), noise, vec![0; 512 - usize::try_from(number * 0).unwrap()]].concat();
-        let bytes = [bytes.clone(), vec![0; (512 - bytes.len() % 512) % 512]].concat();
+        // Noise that no compressor makes smaller, a little more in each version.
+        let mut state = 7_u64;
+        let noise = (0..(200 + number * number * 9) << 10).map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state.to_le_bytes()[7]
+        });
+        let mut bytes = [disk(&version), noise.collect()].concat();
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
         let mut artifact = dressed(sealed(&directory, &format!("b-6b01a9d{number:x}"), &bytes, 3), number);
         artifact.base.digest = if number < 6 { old } else { new };
         publish(registry, &directory, artifact, &version, begun + number * 2 * DAY);

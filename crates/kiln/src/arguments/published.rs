@@ -71,6 +71,41 @@ pub(crate) struct Resolve {
     pub(crate) registry: RegistryArguments,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// An image, one version of it, or what a channel points to
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
+    pub(crate) image: Selector,
+    /// The server; `KILN_TOKEN` holds the token if it needs one
+    #[arg(long, value_name = "URL", env = "KILN_REGISTRY", hide_env_values = true)]
+    pub(crate) registry: String,
+    /// The registry that gets it [default: `registry` in kiln's data directory]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) into: Option<PathBuf>,
+    /// Pull a revoked version all the same, when the version itself is named
+    #[arg(long)]
+    pub(crate) allow_revoked: bool,
+    /// Pull a version that is not proven, although keys are trusted here
+    #[arg(long)]
+    pub(crate) allow_unproven: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// An image, one version of it, or what a channel points to
+    #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
+    pub(crate) image: Selector,
+    /// The server; `KILN_TOKEN` holds the token
+    #[arg(long, value_name = "URL", env = "KILN_REGISTRY", hide_env_values = true)]
+    pub(crate) registry: String,
+    /// The registry that has it [default: `registry` in kiln's data directory]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) from: Option<PathBuf>,
+    /// Who; stands in the history beside the name of the token [default: user and host]
+    #[arg(long, value_name = "WHO", env = "KILN_BY", hide_env_values = true)]
+    pub(crate) by: Option<String>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ResolveFormat {
     Json,

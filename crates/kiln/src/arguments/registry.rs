@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 /// Where images are published.
 #[derive(Debug, Args)]
 pub(crate) struct RegistryArguments {
-    /// The registry's directory [default: `registry` in kiln's data directory]
-    #[arg(long, value_name = "DIRECTORY", env = "KILN_REGISTRY", hide_env_values = true)]
+    /// The registry's directory, or the URL of a server [default: `registry` in kiln's data directory]
+    #[arg(long, value_name = "DIRECTORY|URL", env = "KILN_REGISTRY", hide_env_values = true)]
     pub(crate) registry: Option<PathBuf>,
 }
 

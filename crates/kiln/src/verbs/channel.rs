@@ -1,7 +1,8 @@
 //! `kiln promote`, `kiln rollback` and `kiln channel`: pointers to versions, and how they moved.
 
 use kiln_core::{ChannelName, ImageName};
-use kiln_registry::{Action, Intent, Moved, Registry, Selector};
+use kiln_registry::{Action, Intent, Moved, Selector};
+use kiln_serve::wire;
 use serde_json::json;
 
 use crate::{
@@ -9,24 +10,48 @@ use crate::{
     calendar::Moment,
     escape::visible,
     failure::{Exit, Outcome},
-    output, surroundings,
+    output,
+    surroundings::{self, Place},
 };
 
 pub(crate) fn promote(arguments: Promote) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let place = surroundings::place(&arguments.registry)?;
     let Promote { image, reference, to: channel, expect, intent, .. } = arguments;
-    let selector = Selector { image, reference };
-    let moved = registry.promote(&selector, &channel, expect.as_ref(), &self::intent(intent))?;
-    say(&selector.image, &channel, &moved);
+    let Intent { by, reason, allow_revoked, .. } = self::intent(intent);
+    let moved = match place {
+        Place::Here(registry) => {
+            let selector = Selector { image: image.clone(), reference };
+            let intent = Intent { by, now: surroundings::seconds(), reason, allow_revoked };
+            registry.promote(&selector, &channel, expect.as_ref(), &intent)?
+        }
+        Place::There(remote) => {
+            let version = reference.to_string();
+            let request = wire::Promote { version, expect, reason, by: Some(by), allow_revoked };
+            moved(surroundings::wait(remote.promote(&image, &channel, &request))?)
+        }
+    };
+    say(&image, &channel, &moved);
     Ok(Exit::Done)
 }
 
 pub(crate) fn rollback(arguments: Rollback) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let place = surroundings::place(&arguments.registry)?;
     let Rollback { image, channel, to, expect, intent, .. } = arguments;
-    let moved = registry.rollback(&image, &channel, to.as_ref(), expect.as_ref(), &self::intent(intent))?;
+    let intent = self::intent(intent);
+    let moved = match place {
+        Place::Here(registry) => registry.rollback(&image, &channel, to.as_ref(), expect.as_ref(), &intent)?,
+        Place::There(remote) => {
+            let Intent { by, reason, allow_revoked, .. } = intent;
+            let request = wire::Rollback { to, expect, reason, by: Some(by), allow_revoked };
+            moved(surroundings::wait(remote.rollback(&image, &channel, &request))?)
+        }
+    };
     say(&image, &channel, &moved);
     Ok(Exit::Done)
+}
+
+fn moved(wire::Moved { from, to, rev, already }: wire::Moved) -> Moved {
+    Moved { from, to, rev, already }
 }
 
 /// Who and why, from the command line and the surroundings.
@@ -45,11 +70,14 @@ fn say(image: &ImageName, channel: &ChannelName, moved: &Moved) {
 }
 
 pub(crate) fn run(arguments: &Channel) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let place = surroundings::place(&arguments.registry)?;
     match &arguments.channel {
-        Some(channel) if arguments.restrict || arguments.unrestrict => restrict(&registry, arguments, channel),
-        Some(channel) => history(&registry, arguments, channel),
-        None => list(&registry, arguments),
+        Some(channel) if arguments.restrict || arguments.unrestrict => match &place {
+            Place::Here(registry) => restrict(registry, arguments, channel),
+            Place::There(_) => surroundings::registry(&arguments.registry).map(|_| Exit::Done),
+        },
+        Some(channel) => history(&place, arguments, channel),
+        None => list(&place, arguments),
     }
 }
 
@@ -62,8 +90,11 @@ fn restrict(registry: &Registry, arguments: &Channel, channel: &ChannelName) -> 
     Ok(Exit::Done)
 }
 
-fn list(registry: &Registry, arguments: &Channel) -> Outcome {
-    let channels = registry.channels(&arguments.image)?;
+fn list(place: &Place, arguments: &Channel) -> Outcome {
+    let channels = match place {
+        Place::Here(registry) => registry.channels(&arguments.image)?,
+        Place::There(remote) => surroundings::wait(remote.image(&arguments.image))?.channels,
+    };
     if arguments.json {
         output::json(&channels)?;
     } else if channels.is_empty() {
@@ -84,9 +115,15 @@ fn list(registry: &Registry, arguments: &Channel) -> Outcome {
     Ok(Exit::Done)
 }
 
-fn history(registry: &Registry, arguments: &Channel, channel: &ChannelName) -> Outcome {
-    let mut changes = registry.history(&arguments.image, Some(channel))?;
-    changes.reverse();
+fn history(place: &Place, arguments: &Channel, channel: &ChannelName) -> Outcome {
+    let changes = match place {
+        Place::Here(registry) => {
+            let mut changes = registry.history(&arguments.image, Some(channel))?;
+            changes.reverse();
+            changes
+        }
+        Place::There(remote) => surroundings::wait(remote.history(&arguments.image, channel))?.changes,
+    };
     let rows = changes.iter().filter_map(|change| {
         let (what, from, to) = match &change.action {
             Action::Promote { from, to, .. } => ("promote", from.as_ref(), Some(to)),

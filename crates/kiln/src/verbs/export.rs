@@ -8,6 +8,7 @@ use kiln_io::{
     process::{self, Limits, Spec},
 };
 use kiln_registry::{Record, Registry, RegistryError};
+use kiln_serve::client::Allowed;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -19,9 +20,6 @@ use crate::{
 };
 
 pub(crate) async fn run(arguments: Export) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
-    let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
-    surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
     let to = arguments.to;
     if to.exists() && !arguments.force {
         return Err(Failure::usage(format!("`{}` exists already", to.display())).hint("`--force` replaces it"));
@@ -30,6 +28,21 @@ pub(crate) async fn run(arguments: Export) -> Outcome {
         return Err(Failure::usage(format!("`{}` is a directory", to.display())).hint("name the file to write"));
     }
     let interruption = Interruption::listen()?;
+    let (registry, record) = match surroundings::server(&arguments.registry, interruption.token())? {
+        None => {
+            let registry = surroundings::registry(&arguments.registry)?;
+            let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
+            (registry, record)
+        }
+        // The user's own registry is the cache: what it has already does not come again.
+        Some(remote) => {
+            let own = surroundings::own_registry()?;
+            let allowed = Allowed { revoked: arguments.allow_revoked, unproven: arguments.allow_unproven };
+            let pulled = super::pull::pull(&remote, &arguments.image, allowed, &own, &interruption).await?;
+            (own, pulled.record)
+        }
+    };
+    surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
     let cancel = interruption.token().clone();
     let laid_down = ["qcow2", "raw", "raw.zst"].contains(&arguments.format.as_str());
     let name = format!("{} {}", record.artifact.image, record.artifact.version);

@@ -1,53 +1,69 @@
 //! `kiln images`: what is published.
 
-use kiln_registry::{Listed, Parent, RegistryError};
-use serde_json::json;
+use kiln_core::ImageName;
+use kiln_registry::{ImageSummary, Listed};
+use kiln_serve::wire::ImageEntry;
 
 use crate::{
     arguments::Images,
     calendar::Moment,
+    escape::visible,
     failure::{Exit, Outcome},
-    output, surroundings,
+    output,
+    surroundings::{self, Place},
 };
 
 pub(crate) fn run(arguments: &Images) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
-    if let Some(image) = &arguments.image {
-        let versions = registry.versions(image)?;
-        if arguments.json {
-            output::json(&versions)?;
-        } else {
-            let (channels, now) = (registry.channels(image)?, surroundings::seconds());
-            let heading = ["VERSION", "DISK", "PUBLISHED", "BUILD", "MARKS"].map(str::to_owned).to_vec();
-            let rows = versions.iter().map(|listed| {
-                let here = channels.iter().filter(|(_, channel)| channel.version == listed.version);
-                let here = here.map(|(name, _)| name.to_string()).collect::<Vec<_>>().join(", ");
-                let name = Parent { image: image.clone(), version: listed.version.clone() };
-                let revoked = registry.revoked(&name, now)?.map_or("", |_| "revoked");
-                let here = [here.as_str(), revoked].into_iter().filter(|mark| !mark.is_empty()).collect::<Vec<_>>();
-                Ok([columns(listed).to_vec(), vec![listed.build.clone(), here.join(", ")]].concat())
-            });
-            let rows = rows.collect::<Result<Vec<_>, RegistryError>>()?;
-            output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
-        }
+    let place = surroundings::place(&arguments.registry)?;
+    match &arguments.image {
+        Some(image) => versions(&place, image, arguments.json),
+        None => images(&place, arguments.json),
+    }
+}
+
+fn versions(place: &Place, image: &ImageName, json: bool) -> Outcome {
+    let entries = match place {
+        Place::Here(registry) => registry.listing(image, surroundings::seconds())?.versions,
+        Place::There(remote) => surroundings::wait(remote.image(image))?.versions,
+    };
+    if json {
+        output::json(&entries.iter().map(|entry| &entry.listed).collect::<Vec<_>>())?;
         return Ok(Exit::Done);
     }
-    let images = registry.images()?;
-    if arguments.json {
-        let list = images
-            .iter()
-            .map(|summary| json!({ "image": summary.image, "versions": summary.versions, "newest": summary.newest }));
-        output::json(&list.collect::<Vec<_>>())?;
+    let heading = ["VERSION", "DISK", "PUBLISHED", "BUILD", "MARKS"].map(str::to_owned).to_vec();
+    let rows = entries.iter().map(|entry| {
+        let mut marks: Vec<_> = entry.channels.iter().map(ToString::to_string).collect();
+        marks.extend(entry.revoked.as_ref().map(|_| "revoked".to_owned()));
+        [columns(&entry.listed).to_vec(), vec![visible(&entry.listed.build), marks.join(", ")]].concat()
+    });
+    output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
+    Ok(Exit::Done)
+}
+
+fn images(place: &Place, json: bool) -> Outcome {
+    let images = match place {
+        Place::Here(registry) => {
+            let entry = |summary: ImageSummary| {
+                let ImageSummary { image, versions, newest } = summary;
+                ImageEntry { image, versions, newest }
+            };
+            registry.images()?.into_iter().map(entry).collect()
+        }
+        Place::There(remote) => surroundings::wait(remote.images())?.images,
+    };
+    if json {
+        output::json(&images)?;
     } else if images.is_empty() {
-        output::talk(&format!(
-            "no images in `{}` yet; `kiln build TEMPLATE` publishes there",
-            registry.root().display()
-        ));
+        let place = match place {
+            Place::Here(registry) => registry.root().display().to_string(),
+            Place::There(remote) => remote.url(),
+        };
+        output::talk(&format!("no images in `{place}` yet; `kiln build TEMPLATE` publishes there"));
     } else {
         let heading = ["IMAGE", "NEWEST", "DISK", "PUBLISHED", "VERSIONS"].map(str::to_owned).to_vec();
-        let rows = images.iter().map(|summary| {
-            let [version, disk, published] = columns(&summary.newest);
-            vec![summary.image.to_string(), version, disk, published, summary.versions.to_string()]
+        let rows = images.iter().map(|entry| {
+            let [version, disk, published] = columns(&entry.newest);
+            vec![entry.image.to_string(), version, disk, published, entry.versions.to_string()]
         });
         output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
     }

@@ -2,47 +2,29 @@
 
 use std::fmt::Write as _;
 
-use kiln_registry::{Record, Reference, Registry, Selector};
+use kiln_serve::facts;
 
 use crate::{
     arguments::{Resolve, ResolveFormat},
-    calendar::Moment,
     failure::{Exit, Failure, Outcome},
-    output, surroundings,
+    output,
+    surroundings::{self, Place},
 };
 
 pub(crate) fn run(arguments: &Resolve) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
-    let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
-    let facts = facts(&registry, &arguments.image, &record);
-    let text = render(&facts, arguments.format)?;
-    output::data(&text)?;
-    Ok(Exit::Done)
-}
-
-/// What a consumer may want to know, by name; texts, because Terraform's external data source takes nothing else.
-fn facts(registry: &Registry, selector: &Selector, record: &Record) -> Vec<(&'static str, String)> {
-    let artifact = &record.artifact;
-    let channel = match &selector.reference {
-        Reference::Named(name) if *name != artifact.version => name.to_string(),
-        _ => String::new(),
+    let facts = match surroundings::place(&arguments.registry)? {
+        Place::Here(registry) => {
+            let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
+            let root = std::path::absolute(registry.root()).unwrap_or_default().display().to_string();
+            facts(&arguments.image, &record, &root)
+        }
+        Place::There(remote) => {
+            let record = surroundings::wait(remote.usable(&arguments.image, arguments.allow_revoked))?;
+            facts(&arguments.image, &record, &remote.url())
+        }
     };
-    let mut facts = vec![
-        ("id", format!("{}@{}", artifact.image, artifact.version)),
-        ("image", artifact.image.to_string()),
-        ("version", artifact.version.to_string()),
-        ("channel", channel),
-        ("disk", artifact.disk.digest.to_string()),
-        ("disk_bytes", artifact.disk.size.to_string()),
-        ("manifest", record.manifest.digest.to_string()),
-        ("published", Moment::of_seconds(record.published).rfc3339()),
-        ("registry", std::path::absolute(registry.root()).unwrap_or_default().display().to_string()),
-    ];
-    if let Some(qcow2) = record.file("qcow2") {
-        facts.push(("qcow2_sha256", qcow2.sha256.hex()));
-        facts.push(("qcow2_bytes", qcow2.bytes.to_string()));
-    }
-    facts
+    output::data(&render(&facts, arguments.format)?)?;
+    Ok(Exit::Done)
 }
 
 fn render(facts: &[(&str, String)], format: ResolveFormat) -> Result<String, Failure> {

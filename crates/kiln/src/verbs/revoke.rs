@@ -1,22 +1,31 @@
 //! `kiln revoke` and `kiln outdated`: what may not be used any more, and what should be baked again.
 
 use kiln_registry::{Intent, Parent};
+use kiln_serve::wire;
 
 use crate::{
     arguments::{Outdated, Revoke},
     escape::visible,
     failure::{Exit, Outcome},
-    output, surroundings,
+    output,
+    surroundings::{self, Place},
 };
 
 pub(crate) fn run(arguments: Revoke) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let place = surroundings::place(&arguments.registry)?;
     let Revoke { image, version, reason, at, lift, by, .. } = arguments;
     let now = surroundings::seconds();
     let from = (!lift).then(|| at.map_or(now, |at| at.seconds()));
     let intent = Intent { by: by.unwrap_or_else(surroundings::who), now, reason, allow_revoked: false };
     let version = Parent { image, version };
-    let inherited = registry.revoke(&version, from, &intent)?;
+    let inherited = match &place {
+        Place::Here(registry) => registry.revoke(&version, from, &intent)?,
+        Place::There(remote) => {
+            let (reason, by) = (intent.reason.clone(), Some(intent.by.clone()));
+            let request = wire::Revoke { reason, at: at.map(|at| at.seconds()), lift, by };
+            surroundings::wait(remote.revoke(&version.image, &version.version, &request))?.inherited
+        }
+    };
     let when = match at.filter(|at| at.seconds() > now) {
         Some(at) => format!("from {} UTC on", at.minute()),
         None => "now".to_owned(),
@@ -30,7 +39,11 @@ pub(crate) fn run(arguments: Revoke) -> Outcome {
     for child in &inherited {
         output::talk(&format!("  and with it {child}, which is baked on it"));
     }
-    for (name, channel) in registry.channels(&version.image)? {
+    let channels = match place {
+        Place::Here(registry) => registry.channels(&version.image)?,
+        Place::There(remote) => surroundings::wait(remote.image(&version.image))?.channels,
+    };
+    for (name, channel) in channels {
         if !lift && channel.version == version.version {
             let image = &version.image;
             output::talk(&format!("{image}@{name} points there: `kiln rollback {image} {name}`"));

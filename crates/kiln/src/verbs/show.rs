@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use kiln_core::{ByteSize, artifact::Artifact};
 
-use kiln_registry::Parent;
+use kiln_registry::{Parent, RegistryError};
 
 use crate::{
     arguments::Show,
@@ -13,15 +13,24 @@ use crate::{
     failure::{Exit, Outcome},
     output,
     render::duration,
-    surroundings,
+    surroundings::{self, Place},
 };
 
 pub(crate) fn run(arguments: &Show) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
-    let record = registry.record(&arguments.image)?;
-    let artifact = record.artifact;
-    let name = Parent { image: artifact.image.clone(), version: artifact.version.clone() };
-    if let Err(revoked) = registry.refuse_revoked(&name, surroundings::seconds()) {
+    let (artifact, revoked) = match surroundings::place(&arguments.registry)? {
+        Place::Here(registry) => {
+            let artifact = registry.record(&arguments.image)?.artifact;
+            let name = Parent { image: artifact.image.clone(), version: artifact.version.clone() };
+            let revoked = registry.revoked(&name, surroundings::seconds())?;
+            (artifact, revoked)
+        }
+        Place::There(remote) => {
+            let shown = surroundings::wait(remote.shown(&arguments.image))?;
+            (shown.record.artifact, shown.revoked)
+        }
+    };
+    if let Some(revoked) = revoked {
+        let revoked = RegistryError::Revoked { revoked: Box::new(revoked) };
         output::talk(&visible(&revoked.to_string()));
     }
     if arguments.json {

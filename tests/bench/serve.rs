@@ -1,0 +1,134 @@
+//! `kiln serve`: a qcow2 over loopback beside a plain copy, the server's memory meanwhile, and how many versions it resolves a second.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use kiln_core::{
+    Digest,
+    artifact::{Artifact, BaseRecord, Disk, File, Machine},
+    plan::VersionSpec,
+};
+use kiln_disk::{DiskFile, GuestDisk, seal};
+use kiln_io::guest::Quiet;
+use kiln_registry::{Publication, Registry};
+use kiln_tests::home::kiln;
+
+use crate::{
+    measure::{row, timed},
+    seal::debian,
+};
+
+/// Clients that ask at once.
+const CLIENTS: usize = 4;
+const ASKING: Duration = Duration::from_secs(5);
+
+pub(crate) async fn run() {
+    let work = tempfile::tempdir().expect("a directory to work in");
+    let base = debian().await;
+    let artifact = sealed(work.path(), &base.disk);
+    let registry = Registry::open(&work.path().join("registry")).expect("a registry");
+    let publication = Publication {
+        version: VersionSpec::Fixed("1.0.0".parse().expect("a version")),
+        date: "2026-11-21".to_owned(),
+        now: 1,
+        by: "bench".to_owned(),
+    };
+    registry.publish(&artifact, work.path(), &publication, &Quiet).expect("publish");
+    let (mut child, address) = serve(registry.root());
+    let before = memory(&child);
+
+    let (qcow2, copy) = (work.path().join("web.qcow2"), work.path().join("copy"));
+    println!("qcow2: {} MiB", artifact.files[0].bytes >> 20);
+    let copied = timed(Command::new("cp").arg(&qcow2).arg(&copy)).elapsed;
+    for form in ["qcow2", "raw"] {
+        let url = format!("http://{address}/images/web/1.0.0/disk.{form}");
+        let fetch = |to: &Path| timed(Command::new("curl").args(["-sf", "-o"]).arg(to).arg(&url)).elapsed;
+        // Once unmeasured, so that everybody reads from the page cache.
+        fetch(&copy);
+        row(&format!("serve {form}"), fetch(&copy), "cp of the qcow2", copied);
+    }
+    let many: Vec<_> = (0..8)
+        .map(|_| {
+            let url = format!("http://{address}/images/web/1.0.0/disk.qcow2");
+            Command::new("curl").args(["-sf", "-o", "/dev/null", &url]).spawn().expect("curl")
+        })
+        .collect();
+    for mut one in many {
+        assert!(one.wait().expect("curl ends").success(), "a download failed");
+    }
+    println!(
+        "memory of the server: {before} KiB before, {} KiB at most, 8 downloads at once among them",
+        memory(&child)
+    );
+    println!("resolved a second by {CLIENTS} clients: {}", resolved(&address));
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn sealed(work: &Path, disk: &Path) -> Artifact {
+    let qcow2 = work.join("web.qcow2");
+    let guest = GuestDisk::open(&[DiskFile::raw(disk)]).expect("open the disk");
+    let sealed = seal::seal(&guest, &qcow2, &seal::Options::default()).expect("seal the disk");
+    let file =
+        File { name: "web.qcow2".to_owned(), format: "qcow2".to_owned(), bytes: sealed.bytes, sha256: sealed.qcow2 };
+    let digest = Digest::of(b"bench");
+    // Through JSON, so that fields that artifacts gain later need no change here.
+    let mut artifact = serde_json::json!({
+        "format": kiln_core::artifact::FORMAT, "image": "web", "version": "1.0.0", "build": "b-1", "created": 1, "recipe": digest,
+        "disk": Disk { digest: sealed.disk_digest, size: sealed.size, chunk_size: 1 << 16, chunks: sealed.stored_chunks() },
+        "files": [file],
+        "base": BaseRecord { name: "debian bookworm".to_owned(), digest, key: digest },
+        "machine": Machine { builder: "qemu".to_owned(), accelerator: "tcg".to_owned(), reason: "bench".to_owned(), memory: 1 << 30, cpus: 1 },
+        "steps": [], "checks": [], "hygiene": [], "tools": {}, "times": {},
+    });
+    serde_json::from_value(artifact.take()).expect("an artifact")
+}
+
+fn serve(registry: &Path) -> (Child, String) {
+    let mut command = Command::new(kiln());
+    command.args(["serve", "--listen", "127.0.0.1:0", "--registry"]).arg(registry).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("start the server");
+    let mut lines = BufReader::new(child.stderr.take().expect("its words")).lines();
+    let said = lines.next().expect("a line").expect("readable");
+    std::thread::spawn(move || lines.for_each(drop));
+    let address = said.rsplit('/').next().expect("an address").to_owned();
+    (child, address)
+}
+
+/// The most memory that a process ever had, in KiB.
+fn memory(child: &Child) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
+    line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+}
+
+fn resolved(address: &str) -> u64 {
+    let asking = |_| {
+        let address = address.to_owned();
+        std::thread::spawn(move || {
+            let mut stream = TcpStream::connect(&address).expect("connect");
+            let request = format!("GET /api/v1/images/web/resolve/latest HTTP/1.1\r\nHost: {address}\r\n\r\n");
+            let (begun, mut count, mut buffer) = (Instant::now(), 0_u64, vec![0; 16 << 10]);
+            while begun.elapsed() < ASKING {
+                stream.write_all(request.as_bytes()).expect("ask");
+                let mut have = 0;
+                // An answer is small and ends with its object.
+                while have == 0 || buffer[have - 1] != b'}' {
+                    let read = stream.read(&mut buffer[have..]).expect("an answer");
+                    assert!(read > 0, "the server hung up");
+                    have += read;
+                }
+                count += 1;
+            }
+            count
+        })
+    };
+    let clients: Vec<_> = (0..CLIENTS).map(asking).collect();
+    clients.into_iter().map(|client| client.join().expect("a client")).sum::<u64>() / ASKING.as_secs()
+}
