@@ -31,6 +31,7 @@ fn main() {
         registry,
         tokens: Some(tokens),
         tls: None,
+        builds: Some(scratch.0.join("builds")),
         url: None,
         clock: Arc::new(SystemClock::new()),
         log: Arc::new(|line| println!("{line}")),

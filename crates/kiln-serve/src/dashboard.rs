@@ -4,6 +4,7 @@ mod channel;
 mod difference;
 mod image;
 mod images;
+mod log;
 mod page;
 mod plot;
 mod session;
@@ -49,6 +50,7 @@ pub(crate) fn router() -> Router<Arc<App>> {
         .route("/channels/{image}/{channel}", get(channel::show))
         .route("/channels/{image}/{channel}/rollback", post(channel::rollback))
         .route("/diff/{image}", get(difference::show))
+        .route("/logs/{image}/{reference}", get(log::show))
         .route("/login", get(login).post(log_in))
         .route("/logout", post(log_out))
         .route("/style.css", fixed("text/css; charset=utf-8", STYLE))

@@ -57,6 +57,8 @@ pub struct Options {
     pub tokens: Option<PathBuf>,
     /// Certificate and key, in PEM.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// The directories of builds, whose logs are shown to whoever may read their images.
+    pub builds: Option<PathBuf>,
     /// The address that clients use, when it is not the one in their requests.
     pub url: Option<String>,
     pub clock: Arc<dyn Clock>,
@@ -97,7 +99,8 @@ impl Server {
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let log = Arc::clone(&options.log);
-        let app = App::new(options.registry, tokens, options.clock, options.log, options.url, tls.is_some());
+        let mut app = App::new(options.registry, tokens, options.clock, options.log, options.url, tls.is_some());
+        app.builds = options.builds;
         let app = Arc::new(app);
         let router = router(Arc::clone(&app));
         Ok(Self { listener, tls, address, log, app, router })

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
@@ -35,6 +36,8 @@ pub(crate) struct App {
     /// `https://images.example.org`, when it is not what the request says.
     pub(crate) url: Option<String>,
     pub(crate) tls: bool,
+    /// Where the logs of builds are.
+    pub(crate) builds: Option<PathBuf>,
     pub(crate) pieces: Pieces,
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
@@ -68,6 +71,7 @@ impl App {
             log,
             url,
             tls,
+            builds: None,
             pieces: Pieces::new(PIECES),
             streams: Arc::new(Semaphore::new(STREAMS)),
             metrics: Metrics::default(),

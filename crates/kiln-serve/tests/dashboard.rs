@@ -68,6 +68,9 @@ fn every_page_that_a_page_names_is_there_and_runs_no_script() {
     let (_, _, html) = page(&server, &[], "/images/web/1.13.0");
     assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;␛[31m"), "{html}");
     assert!(html.contains("/images/golden-base/2026.11.1.1"), "its base");
+    let (status, _, html) = page(&server, &[], "/logs/web/1.13.0");
+    assert!(status == 200 && html.contains("␛]52;c;aGk=␇&lt;script&gt;alert('log')&lt;/script&gt;"), "{html}");
+    assert_eq!(page(&server, &[], "/logs/web/1.0.0").0, 404);
     let (_, _, html) = page(&server, &[], "/images/golden-base/2026.11.1.1");
     assert!(html.contains("/images/web/1.13.0"), "what was baked on it");
     let (_, _, html) = page(&server, &[], "/images/web");

@@ -12,6 +12,7 @@ use kiln_registry::{Parent, Record, Revoked};
 use maud::{Markup, html};
 
 use super::{
+    log,
     page::{channel, duration, plain, revoked, size, when},
     plot::{self, Bar},
     session::Visitor,
@@ -45,6 +46,7 @@ struct Found {
     lineage: Vec<Parent>,
     children: Vec<Parent>,
     before: Option<String>,
+    log: bool,
 }
 
 pub(super) async fn show(
@@ -77,7 +79,8 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, reference: &str, b
             let lineage = app.registry.lineage(&name)?;
             let children = app.registry.descendants(&name)?;
             let channels = channels.into_iter().map(|channel| channel.to_string()).collect();
-            Ok(Found { record, channels, revoked, lineage, children, before })
+            let log = log::file(app, &record).is_some_and(|file| file.is_file());
+            Ok(Found { record, channels, revoked, lineage, children, before, log })
         })
         .await?;
     let Artifact { image, version, description, .. } = &found.record.artifact;
@@ -94,6 +97,7 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, reference: &str, b
         (facts(&found, now))
         @if found.revoked.is_none() { (fetch(&found.record, base)) }
         (building(&found.record.artifact))
+        @if found.log { p { a.button href=(format!("/logs/{image}/{version}")) { "Log of the build" } } }
         (proof(&found.record.artifact))
         (lineage(&found))
     })

@@ -76,6 +76,7 @@ impl Serving {
             registry: registry.clone(),
             tokens,
             tls,
+            builds: Some(scratch.0.join("builds")),
             url: None,
             clock: Arc::new(SystemClock::new()),
             log: Arc::new(move |line| lines.lock().unwrap().push(line.to_owned())),

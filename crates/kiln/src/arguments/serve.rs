@@ -22,6 +22,9 @@ pub(crate) struct Serve {
     /// The key of the certificate, in PEM (PKCS #8)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
+    /// Show the logs of the builds in this directory too, such as `builds` in kiln's state directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) builds: Option<PathBuf>,
     /// The address that clients use, when a proxy stands before the server
     #[arg(long, value_name = "URL")]
     pub(crate) url: Option<String>,

@@ -35,6 +35,7 @@ pub(crate) async fn run(arguments: Serve) -> Outcome {
         registry: Registry::open(&directory)?,
         tokens: arguments.tokens,
         tls,
+        builds: arguments.builds,
         url: arguments.url,
         clock: Arc::new(SystemClock::new()),
         log: Arc::new(|line| output::talk(&visible(line))),
