@@ -170,8 +170,9 @@ fn what_one_machine_publishes_another_pulls_bit_for_bit() {
     let exported = machine.kiln(&consumer, &["export", "web@1.1.0", "--registry", url, "--to", &text(&to)]).succeeds();
     assert!(exported.stderr.contains(" came"), "{exported:?}");
     assert!(fs::read(&to).unwrap() == fs::read(forge.path("baked/1.1.0/web.qcow2")).unwrap());
-    let compare = Command::new("qemu-img").args(["compare", "-f", "qcow2", "-F", "raw"]).arg(&to);
-    assert!({ compare }.arg(forge.path("baked/1.1.0/web.raw")).output().unwrap().status.success());
+    let mut compare = Command::new("qemu-img");
+    compare.args(["compare", "-f", "qcow2", "-F", "raw"]).arg(&to).arg(forge.path("baked/1.1.0/web.raw"));
+    assert!(compare.output().unwrap().status.success());
     consumer.kiln(&["registry", "verify"]).succeeds();
 
     // The channel moves, and back; the history says who.
@@ -217,8 +218,9 @@ fn a_pull_that_was_cut_goes_on_and_a_server_in_tls_is_known_by_its_certificate()
     let output = consumer.command(&pull).env("SSL_CERT_FILE", &certificate).output().unwrap();
     let pulled = Ran::new(&pull, &output).succeeds();
     assert!(pulled.stderr.contains("KiB of 10") && !pulled.stderr.contains("already"), "{pulled:?}");
-    let curl = Command::new("curl").args(["-sf", "--cacert", &certificate, &format!("{}/healthz", served.url)]);
-    assert_eq!({ curl }.output().unwrap().stdout, b"ok\n");
+    let mut curl = Command::new("curl");
+    curl.args(["-sf", "--cacert", &certificate, &format!("{}/healthz", served.url)]);
+    assert_eq!(curl.output().unwrap().stdout, b"ok\n");
 }
 
 /// The blocks of a kind in a document.

@@ -17,7 +17,7 @@ mod ssh;
 
 use std::process::ExitCode;
 
-const PARTS: [(&str, &str); 7] = [
+const PARTS: [(&str, &str); 8] = [
     ("bake", "a whole bake of nginx on Debian 12, beside Packer's QEMU builder on the same base"),
     (
         "rebake",

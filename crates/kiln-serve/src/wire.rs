@@ -130,8 +130,6 @@ pub struct Missing {
 pub struct Offer {
     pub manifest: Descriptor,
     pub artifact: Artifact,
-    #[serde(default)]
-    pub attestations: Vec<Attestation>,
     /// `auto` for the next calendar version, else this one.
     pub version: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

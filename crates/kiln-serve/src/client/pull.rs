@@ -23,9 +23,6 @@ const GAP: u64 = 64 << 10;
 /// A segment that would need more requests than this comes as a whole.
 const REQUESTS: usize = 6;
 
-/// As the registry has it.
-const LONGEST_STATEMENT: u64 = 64 << 20;
-
 /// What a pull did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pulled {

@@ -58,7 +58,6 @@ impl Remote {
             let offer = wire::Offer {
                 manifest: record.manifest.clone(),
                 artifact: artifact.clone(),
-                attestations: record.attestations.clone(),
                 version: artifact.version.to_string(),
                 by: Some(by.to_owned()),
                 attestations: record.attestations.clone(),
