@@ -23,6 +23,9 @@ const GAP: u64 = 64 << 10;
 /// A segment that would need more requests than this comes as a whole.
 const REQUESTS: usize = 6;
 
+/// As the registry has it.
+const LONGEST_STATEMENT: u64 = 64 << 20;
+
 /// What a pull did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pulled {
@@ -108,6 +111,9 @@ impl Remote {
             let blobs = into.statement_blobs(&record.attestations)?;
             let missing = into.missing(&blobs);
             for (digest, size) in blobs.into_iter().filter(|(digest, _)| missing.contains(digest)) {
+                if size > LONGEST_STATEMENT {
+                    return Err(self.unreadable("a statement longer than anybody makes"));
+                }
                 fetched += self.stream_blob(record, digest, size, into).await?;
             }
         }
