@@ -1,7 +1,7 @@
 //! `kiln promote`, `kiln rollback` and `kiln channel`: pointers to versions, and how they moved.
 
 use kiln_core::{ChannelName, ImageName};
-use kiln_registry::{Action, Intent, Moved, Selector};
+use kiln_registry::{Action, Intent, Moved, Registry, Selector};
 use kiln_serve::wire;
 use serde_json::json;
 
@@ -103,7 +103,11 @@ fn list(place: &Place, arguments: &Channel) -> Outcome {
             arguments.image
         ));
     } else {
-        let restricted = registry.restricted(&arguments.image)?;
+        let restricted = match place {
+            Place::Here(registry) => registry.restricted(&arguments.image)?,
+            // A server refuses by itself what a channel does not take.
+            Place::There(_) => Default::default(),
+        };
         let heading = ["CHANNEL", "VERSION", "SINCE", "BY", "TAKES"].map(str::to_owned).to_vec();
         let rows = channels.iter().map(|(name, channel)| {
             let since = Moment::of_seconds(channel.since).minute();
