@@ -11,7 +11,7 @@ use std::{
 
 use kiln_core::{
     Digest,
-    artifact::{Artifact, BaseRecord, Disk, File, Machine},
+    artifact::{Artifact, Disk, File, Machine},
     plan::VersionSpec,
 };
 use kiln_disk::{DiskFile, GuestDisk, seal};
@@ -38,6 +38,7 @@ pub(crate) async fn run() {
         date: "2026-11-21".to_owned(),
         now: 1,
         by: "bench".to_owned(),
+        allow_revoked: false,
     };
     registry.publish(&artifact, work.path(), &publication, &Quiet).expect("publish");
     let (mut child, address) = serve(registry.root());
@@ -83,7 +84,7 @@ fn sealed(work: &Path, disk: &Path) -> Artifact {
         "format": kiln_core::artifact::FORMAT, "image": "web", "version": "1.0.0", "build": "b-1", "created": 1, "recipe": digest,
         "disk": Disk { digest: sealed.disk_digest, size: sealed.size, chunk_size: 1 << 16, chunks: sealed.stored_chunks() },
         "files": [file],
-        "base": BaseRecord { name: "debian bookworm".to_owned(), digest, key: digest },
+        "base": { "name": "debian bookworm", "digest": digest, "key": digest },
         "machine": Machine { builder: "qemu".to_owned(), accelerator: "tcg".to_owned(), reason: "bench".to_owned(), memory: 1 << 30, cpus: 1 },
         "steps": [], "checks": [], "hygiene": [], "tools": {}, "times": {},
     });
