@@ -56,10 +56,10 @@ impl Session {
     fn wait_for(&mut self, wanted: &str) {
         let from = self.text.len();
         while !self.text[from..].contains(wanted) {
-            match self.said.recv_timeout(PATIENCE) {
-                Ok(more) => self.text.push_str(&more),
-                Err(_) => panic!("kiln never said `{wanted}`:\n{}", self.text),
-            }
+            let Ok(more) = self.said.recv_timeout(PATIENCE) else {
+                panic!("kiln never said `{wanted}`:\n{}", self.text);
+            };
+            self.text.push_str(&more);
         }
     }
 

@@ -158,6 +158,7 @@ fn a_change_costs_what_the_change_costs() {
 
 /// The sealed image of a bake with hits holds the same files as that of one without, but for what every boot writes; the rest is printed
 /// with its reason.
+#[expect(clippy::print_stdout, reason = "what differs is for whoever reads the test's output")]
 fn agrees_with_a_bake_without_hits(build: &Events) {
     let audit = build.all("audit-finished").next().expect("an audit");
     println!("{audit:#}");
