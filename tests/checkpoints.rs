@@ -2,6 +2,7 @@
 //! `kill -9` and damage, and does nothing when nothing has changed.
 
 use std::{
+    fmt::Write as _,
     fs,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -43,7 +44,8 @@ impl Six {
             .to_owned();
         for (number, step) in steps.iter().enumerate() {
             let number = number + 1;
-            text += &format!(
+            let _ = write!(
+                text,
                 "[[provision]]\nuse = 'shell'\nas = 's{number}'\nscript = 'set -e; {step}; echo {number} >> /root/steps'\n"
             );
         }

@@ -153,7 +153,7 @@ impl View {
             view.size = metadata.file_size();
         } else if form == Form::Raw {
             view.size = view.content.size;
-        } else if view.content.size % CHUNK as u64 != 0 {
+        } else if !view.content.size.is_multiple_of(CHUNK as u64) {
             // The last frame is made anew, shorter; only making it tells how long it is.
             let last = view.content.segments.len() - 1;
             view.size = view.starts[last] + view.make(last)?.len() as u64;
@@ -204,13 +204,12 @@ impl View {
         }
         let name = (segment.blob.digest, self.form, self.content.size.saturating_sub(number as u64 * SEGMENT as u64));
         let name = if number + 1 == self.content.segments.len() { name } else { (name.0, name.1, SEGMENT as u64) };
-        let piece = match pieces.find(&name) {
-            Some(piece) => piece,
-            None => {
-                let piece = Arc::new(self.make(number)?);
-                pieces.keep(name, &piece);
-                piece
-            }
+        let piece = if let Some(piece) = pieces.find(&name) {
+            piece
+        } else {
+            let piece = Arc::new(self.make(number)?);
+            pieces.keep(name, &piece);
+            piece
         };
         Ok(part(&piece, inside, limit))
     }

@@ -23,7 +23,7 @@ use crate::{ServeError, problem::Problem, wire};
 const LONGEST_ANSWER: usize = 64 << 20;
 /// For an answer to begin; entering a version reads all of its blobs first.
 const PATIENCE: Duration = Duration::from_secs(30);
-const ENTERING: Duration = Duration::from_secs(3600);
+const ENTERING: Duration = Duration::from_hours(1);
 /// In names of paths everything else is escaped.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b':');
 

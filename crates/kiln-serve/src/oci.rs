@@ -8,7 +8,7 @@ use axum::{
     body::Body,
     extract::{Path, RawQuery, State},
     http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header},
-    response::IntoResponse as _,
+    response::IntoResponse,
 };
 use bytes::Bytes;
 use kiln_core::{Digest, ImageName};
@@ -95,7 +95,7 @@ fn finish(answer: Answer) -> Response<Body> {
     let mut response = answer.unwrap_or_else(|refusal| {
         let body = json!({ "errors": [{ "code": refusal.code, "message": refusal.message }] }).to_string();
         // For the challenge, the time to wait, and the log.
-        let mut response = refusal.problem.map_or_else(|| ().into_response(), |problem| problem.into_response());
+        let mut response = refusal.problem.map_or_else(|| ().into_response(), IntoResponse::into_response);
         *response.status_mut() = refusal.status;
         *response.body_mut() = Body::from(body);
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -126,7 +126,7 @@ async fn catalog(app: &Arc<App>, headers: &HeaderMap, query: &Query) -> Answer {
     let names = images.into_iter().map(|summary| summary.image).filter(|image| caller.may(Scope::Read, image));
     let (names, next) = page(names.map(|image| image.to_string()).collect(), query);
     let link = next.map(|(n, last)| format!("</v2/_catalog?n={n}&last={last}>; rel=\"next\""));
-    listing(&json!({ "repositories": names }), link)
+    Ok(listing(&json!({ "repositories": names }), link))
 }
 
 async fn tags(app: &Arc<App>, headers: &HeaderMap, image: &str, query: &Query) -> Answer {
@@ -148,7 +148,7 @@ async fn tags(app: &Arc<App>, headers: &HeaderMap, image: &str, query: &Query) -
         .await?;
     let (tags, next) = page(tags, query);
     let link = next.map(|(n, last)| format!("</v2/{name}/tags/list?n={n}&last={last}>; rel=\"next\""));
-    listing(&json!({ "name": name, "tags": tags }), link)
+    Ok(listing(&json!({ "name": name, "tags": tags }), link))
 }
 
 /// The sorted `names` behind `last`, at most `n`; and what asks for the rest.
@@ -162,12 +162,12 @@ fn page(names: Vec<String>, query: &Query) -> (Vec<String>, Option<(usize, Strin
     (names, next)
 }
 
-fn listing(body: &serde_json::Value, link: Option<String>) -> Answer {
+fn listing(body: &serde_json::Value, link: Option<String>) -> Response<Body> {
     let mut response = ([(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
     if let Some(link) = link.and_then(|link| HeaderValue::from_str(&link).ok()) {
         response.headers_mut().insert(header::LINK, link);
     }
-    Ok(response)
+    response
 }
 
 async fn manifest(app: &Arc<App>, headers: &HeaderMap, method: &Method, image: &str, reference: &str) -> Answer {

@@ -116,7 +116,7 @@ mod tests {
         drop(theirs);
 
         let (ours, mut theirs) = tokio::io::duplex(1 << 10);
-        let mut paced = Paced { stream: ours, waiting: None, patience: Duration::from_secs(60) };
+        let mut paced = Paced { stream: ours, waiting: None, patience: Duration::from_mins(1) };
         let reader = tokio::spawn(async move {
             let mut bytes = Vec::new();
             theirs.read_to_end(&mut bytes).await.map(|_| bytes.len())

@@ -90,6 +90,7 @@ pub(crate) fn http_date(seconds: u64) -> String {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one part is what is meant")]
 mod tests {
     use super::*;
 

@@ -104,13 +104,12 @@ impl Representation {
         if method == Method::HEAD {
             return Ok(response);
         }
-        let permit = match &self.source {
-            Source::Memory(_) => None,
-            _ => {
-                let waiting = Arc::clone(&app.streams).acquire_owned();
-                let permit = tokio::time::timeout(std::time::Duration::from_secs(10), waiting).await;
-                Some(permit.map_err(|_| Problem::busy())?.map_err(|_| Problem::busy())?)
-            }
+        let permit = if let Source::Memory(_) = &self.source {
+            None
+        } else {
+            let waiting = Arc::clone(&app.streams).acquire_owned();
+            let permit = tokio::time::timeout(std::time::Duration::from_secs(10), waiting).await;
+            Some(permit.map_err(|_| Problem::busy())?.map_err(|_| Problem::busy())?)
         };
         let whole = length == self.size && response.status() == StatusCode::OK;
         *response.body_mut() = body(Arc::clone(app), self.source, parts, whole, permit);

@@ -48,11 +48,11 @@ pub(crate) async fn log(
     loop {
         let image = image.clone();
         let changed = app.changed.notified();
-        let changes = app.on_disk(move |app| app.registry.changes_after(&image, after, 1000)).await?;
+        let found = app.on_disk(move |app| app.registry.changes_after(&image, after, 1000)).await?;
         let rest = end.saturating_sub(app.clock.monotonic());
-        if !changes.is_empty() || rest.is_zero() {
-            let rev = changes.last().map_or(after, |change| change.rev);
-            return json(&wire::Log { changes, rev });
+        if !found.is_empty() || rest.is_zero() {
+            let rev = found.last().map_or(after, |change| change.rev);
+            return json(&wire::Log { changes: found, rev });
         }
         tokio::select! {
             () = changed => {}

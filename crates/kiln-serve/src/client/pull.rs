@@ -261,10 +261,13 @@ fn frames_here(into: &Registry, record: &Record) -> Frames {
     frames
 }
 
+/// The first byte and the one behind the last.
+type Range = (u64, u64);
+
 /// The blob of `segment` with the frames that are here, and the ranges that are not; `None` where that is not worth it.
-fn assemble(segment: &StoredSegment, frames: &Frames, into: &Registry) -> Option<(Vec<u8>, Vec<(u64, u64)>)> {
+fn assemble(segment: &StoredSegment, frames: &Frames, into: &Registry) -> Option<(Vec<u8>, Vec<Range>)> {
     let mut blob = vec![0; usize::try_from(segment.blob.size).ok()?];
-    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    let mut ranges: Vec<Range> = Vec::new();
     let mut held: HashMap<Digest, Vec<u8>> = HashMap::new();
     let mut at = 0_u64;
     for chunk in &segment.chunks {

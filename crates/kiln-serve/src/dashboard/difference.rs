@@ -85,7 +85,7 @@ fn disk(old: &Side, new: &Side) -> Markup {
     let added: u64 =
         b.segments.iter().filter(|segment| !had.contains(&segment.blob.digest)).map(|segment| segment.blob.size).sum();
     let changed = b.chunks().zip(a.chunks()).filter(|(new, old)| new.digest != old.digest).count();
-    let share = if whole == 0 { 0 } else { added * 1000 / whole };
+    let share = (added * 1000).checked_div(whole).unwrap_or(0);
     html! {
         section.card {
             @if same { h2 { "The same disk, bit for bit" } } @else {

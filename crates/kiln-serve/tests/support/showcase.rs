@@ -17,9 +17,9 @@ fn intent(by: &str, now: u64, reason: &str) -> Intent {
     Intent { by: by.to_owned(), now, reason: Some(reason.to_owned()), allow_revoked: false }
 }
 
-fn publish(registry: &Registry, directory: &Path, artifact: Artifact, version: &str, now: u64) -> Digest {
+fn publish(registry: &Registry, directory: &Path, artifact: &Artifact, version: &str, now: u64) -> Digest {
     let publication = Publication { now, ..fixed(version) };
-    registry.publish(&artifact, directory, &publication, &Quiet).unwrap().artifact.files[0].sha256
+    registry.publish(artifact, directory, &publication, &Quiet).unwrap().artifact.files[0].sha256
 }
 
 fn dressed(mut artifact: Artifact, number: u64) -> Artifact {
@@ -81,7 +81,7 @@ pub(crate) fn fill(registry: &Registry, work: &Path, now: u64) {
         let mut artifact = dressed(sealed(&directory, &format!("b-base-{number}"), &bytes, 3), number);
         artifact.image = "golden-base".parse().unwrap();
         artifact.description = Some("Debian 12 with our keys, agents and mirrors".to_owned());
-        publish(registry, &directory, artifact, version, begun + number * 10 * DAY)
+        publish(registry, &directory, &artifact, version, begun + number * 10 * DAY)
     };
     let (old, new) = (base("2026.10.20.1", 0), base("2026.11.1.1", 1));
     for number in 0..14_u64 {
@@ -97,7 +97,7 @@ pub(crate) fn fill(registry: &Registry, work: &Path, now: u64) {
         bytes.resize(bytes.len().next_multiple_of(512), 0);
         let mut artifact = dressed(sealed(&directory, &format!("b-6b01a9d{number:x}"), &bytes, 3), number);
         artifact.base.digest = if number < 6 { old } else { new };
-        publish(registry, &directory, artifact, &version, begun + number * 2 * DAY);
+        publish(registry, &directory, &artifact, &version, begun + number * 2 * DAY);
         fs::remove_dir_all(&directory).unwrap();
     }
     let log = work.join("builds/b-6b01a9dd");

@@ -183,6 +183,7 @@ impl Terminal {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm an event")]
     fn draw(&mut self, event: &Event) {
         match event {
             Event::BuildStarted { build, image, recipe, steps, .. } => {

@@ -1,5 +1,7 @@
 //! `kiln promote`, `kiln rollback` and `kiln channel`: pointers to versions, and how they moved.
 
+use std::collections::BTreeSet;
+
 use kiln_core::{ChannelName, ImageName};
 use kiln_registry::{Action, Intent, Moved, Registry, Selector};
 use kiln_serve::wire;
@@ -106,7 +108,7 @@ fn list(place: &Place, arguments: &Channel) -> Outcome {
         let restricted = match place {
             Place::Here(registry) => registry.restricted(&arguments.image)?,
             // A server refuses by itself what a channel does not take.
-            Place::There(_) => Default::default(),
+            Place::There(_) => BTreeSet::default(),
         };
         let heading = ["CHANNEL", "VERSION", "SINCE", "BY", "TAKES"].map(str::to_owned).to_vec();
         let rows = channels.iter().map(|(name, channel)| {

@@ -40,9 +40,9 @@ pub(crate) async fn run(arguments: Plan) -> Outcome {
         texts.push(text);
     }
     if arguments.json {
-        output::json(&objects)?
+        output::json(&objects)?;
     } else {
-        output::data(&texts.join("\n"))?
+        output::data(&texts.join("\n"))?;
     }
     Ok(Exit::Done)
 }

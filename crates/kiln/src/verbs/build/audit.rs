@@ -90,7 +90,7 @@ impl Session {
             // Where files lie does not matter here, and no version stands for this bake.
             previous: None,
             on_error: OnError::Clean,
-            ..self.context(node, build, &quiet, cancel.clone(), &Arc::default())
+            ..self.context(node, build, &quiet, cancel, &Arc::default())
         };
         let plan = node.plan.clone();
         let baking = tokio::spawn(async move { Box::pin(bake(&plan, &context)).await });

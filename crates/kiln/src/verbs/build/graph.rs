@@ -80,7 +80,7 @@ impl Graph {
         }
         let place = |image: &ImageName| nodes.iter().position(|node| node.plan.image == *image);
         let parents: Vec<_> = nodes.iter().map(|node| node.plan.awaited().and_then(place)).collect();
-        let graph = Self { parents, nodes };
+        let graph = Self { nodes, parents };
         graph.refuse_circles()?;
         graph.refuse_unpublished(publishes)?;
         Ok(graph)

@@ -121,7 +121,7 @@ impl Session {
         cancel: CancellationToken,
         answer: &Arc<Answer>,
     ) -> Result<Member, Failure> {
-        let context = self.context(node, build, events, cancel.clone(), answer);
+        let context = self.context(node, build, events, &cancel, answer);
         // In a task of its own, so that a panic in there becomes a failure out here.
         let baking = {
             let plan = node.plan.clone();
@@ -188,7 +188,7 @@ impl Session {
         node: &Node,
         build: &str,
         events: &Arc<Broadcast>,
-        cancel: CancellationToken,
+        cancel: &CancellationToken,
         answer: &Arc<Answer>,
     ) -> BakeContext {
         BakeContext {
@@ -213,7 +213,7 @@ impl Session {
             accelerator: self.arguments.accelerator.map(accelerator),
             boot_test: !self.arguments.no_boot_test,
             checkpoints: wish::wish(&self.arguments, &node.plan),
-            previous: self.previous(&node.plan, &cancel),
+            previous: self.previous(&node.plan, cancel),
             library: node.library.clone(),
             images: self.shelf.clone().map(|shelf| shelf as _),
         }
