@@ -45,10 +45,16 @@ impl Moment {
         format!("{} {:02}:{:02}", self.date(), self.of_day / 3600, self.of_day / 60 % 60)
     }
 
+    /// `2026-11-21T13:26:36Z` (RFC 3339)
+    pub fn second(&self) -> String {
+        let (hours, minutes, seconds) = (self.of_day / 3600, self.of_day / 60 % 60, self.of_day % 60);
+        format!("{}T{hours:02}:{minutes:02}:{seconds:02}Z", self.date())
+    }
+
     /// `2026-11-21T13:26:36.123Z` (RFC 3339)
     pub fn rfc3339(&self) -> String {
-        let (hours, minutes, seconds) = (self.of_day / 3600, self.of_day / 60 % 60, self.of_day % 60);
-        format!("{}T{hours:02}:{minutes:02}:{seconds:02}.{:03}Z", self.date(), self.milliseconds)
+        let second = self.second();
+        format!("{}.{:03}Z", second.trim_end_matches('Z'), self.milliseconds)
     }
 }
 

@@ -34,7 +34,6 @@ mod head;
 mod lay_down;
 mod lineage;
 mod listing;
-mod moment;
 pub mod proof;
 mod publish;
 mod receive;

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use kiln_core::{Digest, artifact::Artifact};
+use kiln_core::{Digest, artifact::Artifact, moment::Moment};
 use kiln_disk::{
     ReadAt,
     inventory::{Inventory, Package, System, licence},
@@ -13,7 +13,7 @@ use kiln_disk::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{Record, Registry, RegistryError, moment::rfc3339};
+use crate::{Record, Registry, RegistryError};
 
 mod purl;
 pub mod spdx;
@@ -156,7 +156,7 @@ impl Bom {
             serial_number: format!("urn:uuid:{}", uuid(artifact)),
             version: 1,
             metadata: Metadata {
-                timestamp: rfc3339(artifact.created),
+                timestamp: Moment::of_seconds(artifact.created).second(),
                 tools: Tools { components: vec![tool(artifact)] },
                 component: image(artifact, inventory),
             },

@@ -7,10 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use kiln_core::{
     Digest,
     artifact::{Artifact, CheckRecord, FindingRecord},
+    moment::Moment,
 };
 use serde::{Deserialize, Serialize};
-
-use crate::moment::rfc3339;
 
 /// The phase of a bake as its record names it.
 const BOOT_TEST: &str = "boot-test";
@@ -136,8 +135,8 @@ impl Provenance {
                 builder: Builder { id: builder.to_owned(), version: artifact.tools.clone() },
                 metadata: Metadata {
                     invocation_id: artifact.build.clone(),
-                    started_on: artifact.started.map(rfc3339),
-                    finished_on: rfc3339(artifact.created),
+                    started_on: artifact.started.map(second),
+                    finished_on: second(artifact.created),
                 },
                 byproducts: sbom.map(|digest| Resource::new("sbom.cdx.json", None, digest)).into_iter().collect(),
             },
@@ -185,7 +184,7 @@ fn internal(artifact: &Artifact) -> Internal {
         name: step.name.clone(),
         provisioner: step.provisioner.clone(),
         outcome: step.outcome.clone(),
-        cached: step.cached.map(rfc3339),
+        cached: step.cached.map(second),
     });
     Internal {
         builder: machine.builder.clone(),
@@ -214,4 +213,9 @@ fn dependencies(artifact: &Artifact) -> Vec<Resource> {
         .map(|step| Resource::new(format!("provisioner {}", step.provisioner), None, &step.provisioner_digest))
         .collect();
     std::iter::once(base).chain(provisioners).collect()
+}
+
+/// As documents write a moment.
+fn second(seconds: u64) -> String {
+    Moment::of_seconds(seconds).second()
 }
