@@ -121,7 +121,7 @@ fn a_change_costs_what_the_change_costs() {
     assert_eq!(again.0[0]["event"], "build-skipped");
 
     let mut steps = STEPS;
-    steps[5] = "echo edited";
+    steps[5] = "echo edited | tee /root/edited";
     six.write(&steps);
     let last = six.build(&["--audit"]);
     assert!(!last.booted());

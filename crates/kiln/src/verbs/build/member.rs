@@ -173,6 +173,10 @@ impl Session {
             let left = released.failed.join("; ");
             events.emit(Event::Warning { message: format!("not everything could be released: {left}") });
         }
+        if self.arguments.audit.is_some() {
+            let message = format!("not audited: there is no new image, every file is as in {version}");
+            events.emit(Event::Warning { message });
+        }
         let placed = self.stands(&node.plan, version, events)?;
         if let Some(placed) = &placed {
             self.remember(node, placed, events).await;
