@@ -50,7 +50,7 @@ pub(crate) fn answer(world: &mut World, action: &str, form: Form, request: &str)
     }?;
     let mut xml = Xml::default();
     xml.node(&format!("{action}Response xmlns=\"http://autoscaling.amazonaws.com/doc/2011-01-01/\""), |xml| {
-        xml.node(&format!("{action}Result"), |xml| xml.append(result));
+        xml.node(&format!("{action}Result"), |xml| xml.append(&result));
         xml.node("ResponseMetadata", |xml| {
             xml.text("RequestId", request);
         });
@@ -85,7 +85,7 @@ fn group<'a>(world: &'a mut World, name: &str) -> Result<&'a mut Group, Refusal>
 fn create(world: &mut World, mut form: Form) -> Result<(), Refusal> {
     let name = form.required("AutoScalingGroupName")?;
     let template = launched(world, &mut form, "LaunchTemplate")?;
-    let number = |form: &mut Form, name: &str| form.number(name).map(|number| number.unwrap_or_default());
+    let number = |form: &mut Form, name: &str| form.number(name).map(std::option::Option::unwrap_or_default);
     let (least, most): (u32, u32) = (number(&mut form, "MinSize")?, number(&mut form, "MaxSize")?);
     let desired = form.number("DesiredCapacity")?.unwrap_or(least);
     let zones = form.list("AvailabilityZones.member");
@@ -166,7 +166,7 @@ fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refu
         write_launched(xml, &group.template);
         xml.text("MinSize", group.least).text("MaxSize", group.most).text("DesiredCapacity", group.desired);
         xml.text("DefaultCooldown", 300).text("HealthCheckType", "EC2").text("CreatedTime", "2026-01-01T00:00:00Z");
-        xml.members("AvailabilityZones", &group.zones, |xml, zone| xml.value(zone));
+        xml.members("AvailabilityZones", &group.zones, super::xml::Xml::value);
         xml.text("VPCZoneIdentifier", &group.subnets);
         xml.members("Instances", &group.instances, |xml, (id, launched)| {
             let zone = group.zones.first().cloned().unwrap_or_else(|| format!("{region}a"));

@@ -28,7 +28,7 @@ pub(crate) fn answer(
     perform(world, action, form, &mut xml, machines)?;
     let mut document = Xml::default();
     document.node(&format!("{action}Response xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\""), |document| {
-        document.append(xml);
+        document.append(&xml);
     });
     Ok(Answer::new("text/xml;charset=UTF-8", document.document()))
 }

@@ -185,6 +185,9 @@ impl Fake {
     }
 
     /// A block of a snapshot as a volume made from it would show it; `None` where there is no such block.
+    ///
+    /// # Panics
+    /// Where the temporary file cannot be read.
     pub fn block(&self, region: &str, account: &str, snapshot: &str, index: u32) -> Option<Vec<u8>> {
         let world = lock(&self.shared.world);
         let snapshot = world.regions.get(&(region.to_owned(), account.to_owned()))?.snapshots.get(snapshot)?;

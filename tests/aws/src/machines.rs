@@ -30,7 +30,7 @@ pub trait Machines: Send + Sync + fmt::Debug {
     /// What it wrote to its console so far.
     fn console(&self, instance: &str) -> String;
 
-    /// Its disk, a raw file, for CreateImage; without one the disk is that of the image.
+    /// Its disk, a raw file, for `CreateImage`; without one the disk is that of the image.
     fn disk(&self, instance: &str) -> Option<PathBuf>;
 }
 

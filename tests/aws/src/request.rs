@@ -64,7 +64,7 @@ pub(crate) enum Input {
 /// A request of EBS direct.
 #[derive(Debug)]
 pub(crate) struct Rest {
-    /// Empty only for StartSnapshot.
+    /// Empty only for `StartSnapshot`.
     pub(crate) snapshot: String,
     pub(crate) block: Option<String>,
     pub(crate) query: Form,

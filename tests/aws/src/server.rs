@@ -115,8 +115,12 @@ impl Shared {
                 lock(&self.world).readdress((region, account), &launch.instance, &address);
             }
         }
-        stops.iter().for_each(|instance| machines.stop(instance));
-        ends.iter().for_each(|instance| machines.terminate(instance));
+        for instance in &stops {
+            machines.stop(instance);
+        }
+        for instance in &ends {
+            machines.terminate(instance);
+        }
         result
     }
 

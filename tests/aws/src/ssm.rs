@@ -204,6 +204,9 @@ fn found(world: &mut World, wanted: &str) -> Result<Value, Refusal> {
 
 fn check_name(name: &str) -> Result<(), Refusal> {
     let legal = |letter: char| letter.is_ascii_alphanumeric() || "/._-".contains(letter);
+    if name.starts_with("/aws/") {
+        return Err(Refusal::client("AccessDeniedException", format!("No access to reserved parameter name: {name}.")));
+    }
     let root = name.trim_start_matches('/').split('/').next().unwrap_or_default().to_ascii_lowercase();
     if name.is_empty() || !name.chars().all(legal) || root.starts_with("aws") || root.starts_with("ssm") {
         return Err(invalid(format!(

@@ -59,10 +59,9 @@ impl Progress {
     /// Ready now.
     pub(crate) const DONE: Self = Self { left: 0, fails: false, stuck: false };
 
-    pub(crate) fn stage(&self) -> Stage {
+    pub(crate) fn stage(self) -> Stage {
         match self {
-            Self { stuck: true, .. } => Stage::Waiting,
-            Self { left: 1.., .. } => Stage::Waiting,
+            Self { stuck: true, .. } | Self { left: 1.., .. } => Stage::Waiting,
             Self { fails: true, .. } => Stage::Failed,
             _ => Stage::Ready,
         }
@@ -198,8 +197,8 @@ impl World {
     pub(crate) fn id(&mut self, prefix: &str) -> String {
         self.ids += 1;
         let digest = Sha256::digest(format!("{prefix} {}", self.ids));
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{prefix}-0{}", &hex[..16])
+        let number = digest.iter().take(8).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+        format!("{prefix}-0{number:016x}")
     }
 
     /// Notes what this call created, with its tags, and hides it for as long as the pace says.

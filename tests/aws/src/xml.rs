@@ -19,7 +19,7 @@ impl Xml {
                 letter => escaped.push(letter),
             }
         }
-        self.0.push_str(&format!("<{name}>{escaped}</{name}>"));
+        self.0.extend(["<", name, ">", &escaped, "</", name, ">"]);
         self
     }
 
@@ -31,10 +31,9 @@ impl Xml {
     }
 
     pub(crate) fn node(&mut self, name: &str, inside: impl FnOnce(&mut Self)) -> &mut Self {
-        self.0.push_str(&format!("<{name}>"));
+        self.0.extend(["<", name, ">"]);
         inside(self);
-        let end = name.split(' ').next().unwrap_or(name);
-        self.0.push_str(&format!("</{end}>"));
+        self.0.extend(["</", name.split(' ').next().unwrap_or(name), ">"]);
         self
     }
 
@@ -79,7 +78,7 @@ impl Xml {
         self.0.push_str(&inner.0["<v>".len()..inner.0.len() - "</v>".len()]);
     }
 
-    pub(crate) fn append(&mut self, other: Self) {
+    pub(crate) fn append(&mut self, other: &Self) {
         self.0.push_str(&other.0);
     }
 
@@ -96,7 +95,7 @@ mod tests {
     fn text_is_escaped_and_attributes_are_not_repeated_at_the_end() {
         let mut xml = Xml::default();
         xml.node("a b=\"c\"", |xml| {
-            xml.text("d", "<&>").items("list", ["x&"], |xml, item| xml.value(item));
+            xml.text("d", "<&>").items("list", ["x&"], super::Xml::value);
         });
         assert_eq!(xml.0, "<a b=\"c\"><d>&lt;&amp;&gt;</d><list><item>x&amp;</item></list></a>");
     }

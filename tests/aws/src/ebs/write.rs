@@ -68,7 +68,7 @@ pub(super) fn start(world: &mut World, rest: Rest) -> Result<Answer, Refusal> {
             ));
         }
         made.blocks = parent.blocks.clone();
-        made.lineage = parent.lineage.clone();
+        made.lineage.clone_from(&parent.lineage);
         (made.encrypted, made.key) = (parent.encrypted, parent.key.clone());
         made.parent = Some(parent.id.clone());
     }

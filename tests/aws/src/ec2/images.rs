@@ -22,6 +22,7 @@ use crate::{
     world::{Progress, Stage, World},
 };
 
+#[expect(clippy::struct_field_names, reason = "EC2's own names")]
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
     pub(crate) id: String,
@@ -151,8 +152,8 @@ impl World {
     }
 
     pub(crate) fn visible_image(&self, id: &str) -> Option<&Image> {
-        let near = self.regions.iter().filter(|((region, _), _)| *region == self.region);
-        let image = near.filter_map(|(_, region)| region.images.get(id)).next()?;
+        let mut near = self.regions.iter().filter(|((region, _), _)| *region == self.region);
+        let image = near.find_map(|(_, region)| region.images.get(id))?;
         image.may_launch(&self.account).then_some(image)
     }
 

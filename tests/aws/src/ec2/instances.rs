@@ -12,6 +12,7 @@ use crate::{
     world::{Progress, Stage, World},
 };
 
+#[expect(clippy::struct_field_names, reason = "EC2's own names")]
 #[derive(Debug, Clone)]
 pub(crate) struct Instance {
     pub(crate) id: String,

@@ -22,7 +22,7 @@ const KINDS: [(&str, &str, &str); 9] = [
     ("lt", "InvalidLaunchTemplateId", "launch-template"),
 ];
 
-/// What tag specifications and DescribeTags call the kind of thing that an id names.
+/// What tag specifications and `DescribeTags` call the kind of thing that an id names.
 pub(crate) fn kind_of(id: &str) -> Option<&'static str> {
     let prefix = id.split('-').next()?;
     KINDS.iter().find(|(known, _, _)| *known == prefix).map(|(_, _, kind)| *kind)

@@ -221,7 +221,7 @@ pub(crate) fn types(_: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), 
     xml.items("instanceTypeSet", shown, |xml, (name, architecture, processors, memory)| {
         xml.text("instanceType", name).text("currentGeneration", true).text("hypervisor", "nitro");
         xml.node("processorInfo", |xml| {
-            xml.items("supportedArchitectures", [architecture], |xml, architecture| xml.value(architecture));
+            xml.items("supportedArchitectures", [architecture], super::super::xml::Xml::value);
         });
         xml.node("vCpuInfo", |xml| {
             xml.text("defaultVCpus", processors);
@@ -229,7 +229,7 @@ pub(crate) fn types(_: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), 
         xml.node("memoryInfo", |xml| {
             xml.text("sizeInMiB", memory);
         });
-        xml.items("supportedBootModes", ["legacy-bios", "uefi"], |xml, mode| xml.value(mode));
+        xml.items("supportedBootModes", ["legacy-bios", "uefi"], super::super::xml::Xml::value);
         xml.node("networkInfo", |xml| {
             xml.text("enaSupport", "required");
         });

@@ -200,8 +200,8 @@ impl World {
         if own && !self.sees(id) {
             return Err(not_found(id));
         }
-        let near = self.regions.iter().filter(|((region, _), _)| *region == self.region);
-        let snapshot = near.filter_map(|(_, region)| region.snapshots.get(id)).next();
+        let mut near = self.regions.iter().filter(|((region, _), _)| *region == self.region);
+        let snapshot = near.find_map(|(_, region)| region.snapshots.get(id));
         let usable = |snapshot: &&Snapshot| own || snapshot.shared.contains(&self.account);
         let snapshot = snapshot.filter(usable).ok_or_else(|| not_found(id))?;
         if !snapshot.is_completed() {
@@ -337,7 +337,7 @@ pub(crate) fn delete(world: &mut World, mut form: Form, xml: &mut Xml) -> Result
     Ok(())
 }
 
-/// ModifySnapshotAttribute: who may make a volume of it.
+/// `ModifySnapshotAttribute`: who may make a volume of it.
 pub(crate) fn share(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
     let id = form.required("SnapshotId")?;
     form.choice("Attribute", &["createVolumePermission"])?;
@@ -350,9 +350,9 @@ pub(crate) fn share(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<
     }
     let listed = form.list("UserId");
     if operation.as_deref() == Some("remove") {
-        remove.extend(listed)
+        remove.extend(listed);
     } else {
-        add.extend(listed)
+        add.extend(listed);
     }
     form.finish()?;
     check(&id, "snap")?;
@@ -373,7 +373,7 @@ pub(crate) fn share(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<
     Ok(())
 }
 
-/// DescribeSnapshotAttribute.
+/// `DescribeSnapshotAttribute`.
 pub(crate) fn shared(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
     let id = form.required("SnapshotId")?;
     form.choice("Attribute", &["createVolumePermission"])?;

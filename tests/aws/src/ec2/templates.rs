@@ -30,7 +30,7 @@ pub(crate) struct Template {
 #[derive(Debug, Clone)]
 pub(crate) struct Version {
     description: String,
-    /// The parameters of RunInstances.
+    /// The parameters of `RunInstances`.
     pub(crate) data: Form,
     created: Moment,
 }
@@ -51,7 +51,7 @@ impl Template {
     }
 }
 
-/// What a template may say: what RunInstances knows, by the first part of a parameter's name.
+/// What a template may say: what `RunInstances` knows, by the first part of a parameter's name.
 const DATA: [&str; 17] = [
     "BlockDeviceMapping",
     "DisableApiTermination",
@@ -115,7 +115,7 @@ impl World {
         self.here().templates.get_mut(&found).ok_or_else(missing)
     }
 
-    /// Adds to a RunInstances request what its launch template says and it does not.
+    /// Adds to a `RunInstances` request what its launch template says and it does not.
     pub(crate) fn apply_template(&mut self, form: &mut Form) -> Result<(), Refusal> {
         if form.has("LaunchTemplate") {
             let mut named = form.under("LaunchTemplate");
@@ -195,17 +195,16 @@ pub(crate) fn create_version(world: &mut World, mut form: Form, xml: &mut Xml) -
     let (account, created) = (world.account.clone(), world.now());
     let repeated = world.repeated("CreateLaunchTemplateVersion", token.as_deref(), &request)?;
     let template = world.template(id.as_deref(), name.as_deref())?;
-    let number = match repeated.and_then(|number| number.parse().ok()) {
-        Some(number) => number,
-        None => {
-            if let Some(source) = &source {
-                let from = template.number(Some(source)).and_then(|number| template.versions.get(&number));
-                data.complete(&from.ok_or_else(|| no_version(source))?.data);
-            }
-            template.latest += 1;
-            template.versions.insert(template.latest, Version { description, data, created });
-            template.latest
+    let number = if let Some(number) = repeated.and_then(|number| number.parse().ok()) {
+        number
+    } else {
+        if let Some(source) = &source {
+            let from = template.number(Some(source)).and_then(|number| template.versions.get(&number));
+            data.complete(&from.ok_or_else(|| no_version(source))?.data);
         }
+        template.latest += 1;
+        template.versions.insert(template.latest, Version { description, data, created });
+        template.latest
     };
     let template = template.clone();
     if let Some(version) = template.versions.get(&number) {

@@ -17,6 +17,7 @@ use crate::{
     xml::Xml,
 };
 
+#[expect(clippy::struct_field_names, reason = "EC2's own names")]
 #[derive(Debug, Clone)]
 pub(crate) struct Volume {
     pub(crate) id: String,

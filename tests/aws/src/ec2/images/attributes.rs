@@ -51,9 +51,7 @@ pub(crate) fn modify(world: &mut World, mut form: Form) -> Result<(), Refusal> {
         return Err(Refusal::client("InvalidParameter", message));
     }
     image.launch.extend(add);
-    remove.iter().for_each(|grantee| {
-        image.launch.remove(grantee);
-    });
+    image.launch.retain(|grantee| !remove.contains(grantee));
     if let Some(description) = description {
         image.description = description;
     }

@@ -1,4 +1,4 @@
-//! CopyImage: an image of another region, or once more of this one, with copies of its snapshots.
+//! `CopyImage`: an image of another region, or once more of this one, with copies of its snapshots.
 
 use std::collections::BTreeSet;
 
@@ -73,8 +73,8 @@ pub(crate) fn copy(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(
 impl World {
     /// The source of a copy and its tags, in another region or in this one.
     fn image_to_copy(&self, from: &str, id: &str) -> Result<(Image, crate::world::Tags), Refusal> {
-        let near = self.regions.iter().filter(|((region, _), _)| region == from);
-        let found = near.filter_map(|(_, region)| Some((region.images.get(id)?, region.tags(id)))).next();
+        let mut near = self.regions.iter().filter(|((region, _), _)| region == from);
+        let found = near.find_map(|(_, region)| Some((region.images.get(id)?, region.tags(id))));
         let (image, tags) = found.filter(|(image, _)| image.may_launch(&self.account)).ok_or_else(|| not_found(id))?;
         if !image.is_available() {
             let message = format!("The image {id} is in the state {}", image.state());

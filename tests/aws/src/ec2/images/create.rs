@@ -1,4 +1,4 @@
-//! CreateImage: an image of an instance's volumes.
+//! `CreateImage`: an image of an instance's volumes.
 
 use std::{collections::BTreeSet, sync::Arc};
 

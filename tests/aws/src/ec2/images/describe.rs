@@ -1,4 +1,4 @@
-//! DescribeImages.
+//! `DescribeImages`.
 
 use crate::{
     ec2::{
@@ -79,7 +79,7 @@ pub(crate) fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Resu
         }
     }
     xml.items("imagesSet", &shown, |xml, (image, tags)| {
-        write(xml, image, if image.owner == account { Some(tags) } else { None })
+        write(xml, image, if image.owner == account { Some(tags) } else { None });
     });
     xml.maybe("nextToken", next);
     Ok(())

@@ -1,4 +1,4 @@
-//! DescribeImageReferences: who uses an image.
+//! `DescribeImageReferences`: who uses an image.
 
 use crate::{
     ec2::{filters::Page, names::check},

@@ -1,4 +1,4 @@
-//! RegisterImage: an image from snapshots.
+//! `RegisterImage`: an image from snapshots.
 
 use std::collections::BTreeSet;
 

@@ -130,7 +130,7 @@ pub(crate) fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Resu
     Ok(())
 }
 
-/// The reply of RunInstances.
+/// The reply of `RunInstances`.
 pub(super) fn write_reservation(world: &mut World, ids: &[String], xml: &mut Xml) {
     let account = world.account.clone();
     let here = world.here();

@@ -1,4 +1,4 @@
-//! RunInstances.
+//! `RunInstances`.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD as BASE64};
 
@@ -222,8 +222,8 @@ impl World {
                 continue;
             };
             let change = changed.and_then(|device| device.ebs.clone()).unwrap_or_default();
-            let near = self.regions.iter().filter(|((region, _), _)| *region == self.region);
-            let origin = near.filter_map(|(_, region)| region.snapshots.get(&ebs.snapshot)).next();
+            let mut near = self.regions.iter().filter(|((region, _), _)| *region == self.region);
+            let origin = near.find_map(|(_, region)| region.snapshots.get(&ebs.snapshot));
             let origin = origin.ok_or_else(|| not_found(&ebs.snapshot))?.clone();
             if change.size.is_some_and(|size| size < origin.size) {
                 let message = format!(
