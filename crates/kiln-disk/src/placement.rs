@@ -11,10 +11,10 @@ mod inode;
 mod listing;
 mod script;
 
-use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, path::Path, sync::Arc, thread};
 
 use self::{
-    edits::Edit,
+    edits::{Edit, Pair},
     inode::{Inode, Inodes, Kind},
     listing::Listing,
     script::Script,
@@ -25,6 +25,7 @@ use crate::{
         partitions::{self, Partition},
         superblock::{Superblock, SuperblockError},
     },
+    ordered::ordered,
 };
 
 /// The name of the script for `debugfs`.
@@ -82,8 +83,8 @@ impl Plan {
             return Err(PlacementError::Partitions);
         }
         same_shape(&old.bytes, &new.bytes)?;
-        let (before, listing) = (old.listing()?, new.listing()?);
-        let edits = edits::edits(&before, &listing, |a, b| same_content(&old, a, &new, b))?;
+        let (before, listing) = listings(&old, &new)?;
+        let edits = edits::edits(&before, &listing, |pairs| same_contents(&old, &new, pairs))?;
         let now = listing.inodes.values().map(|inode| inode.modified.0).max().unwrap_or(0);
         let script = Script::of(&edits, now)?;
         let timeless = |edit: &Edit| matches!(edit, Edit::Set { field, .. } if field.contains("time"));
@@ -145,7 +146,7 @@ impl Plan {
     /// Proves that `placed` has the new tree, byte for byte.
     pub fn prove(&self, placed: &Arc<dyn ReadAt>) -> Result<(), PlacementError> {
         let placed = Volume::of(placed)?;
-        let same = |a: &Inode, b: &Inode| same_content(&placed, a, &self.new, b);
+        let same = |pairs: &[Pair<'_>]| same_contents(&placed, &self.new, pairs);
         match edits::difference(&placed.listing()?, &self.listing, same)? {
             None => Ok(()),
             Some((path, what)) => {
@@ -207,6 +208,30 @@ fn same_shape(old: &dyn ReadAt, new: &dyn ReadAt) -> Result<(), PlacementError> 
         Some((_, what)) => Err(PlacementError::Shape(what)),
         None => Ok(()),
     }
+}
+
+/// Both listings, read at the same time.
+fn listings(one: &Volume, other: &Volume) -> Result<(Listing, Listing), PlacementError> {
+    thread::scope(|scope| {
+        let first = scope.spawn(|| one.listing());
+        let second = other.listing()?;
+        let first = first.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok((first, second))
+    })
+}
+
+/// Compares files on all processors.
+fn same_contents(one: &Volume, other: &Volume, pairs: &[Pair<'_>]) -> io::Result<Vec<bool>> {
+    let mut found = Vec::with_capacity(pairs.len());
+    let compare = |number: u64| {
+        let (a, b) = pairs[usize::try_from(number).unwrap_or(usize::MAX)];
+        same_content(one, a, other, b)
+    };
+    ordered(pairs.len() as u64, compare, |_, same| {
+        found.push(same?);
+        Ok::<_, io::Error>(())
+    })?;
+    Ok(found)
 }
 
 fn same_content(one: &Volume, a: &Inode, other: &Volume, b: &Inode) -> io::Result<bool> {

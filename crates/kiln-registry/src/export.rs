@@ -7,6 +7,7 @@ use std::{
 };
 
 use kiln_core::artifact::{self, Artifact};
+use kiln_disk::{SEGMENT, ordered::ordered};
 use kiln_io::fs::Unnamed;
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     damage::{Damage, Problem},
     durable::{self, failed},
     head::Record,
-    lay_down::{Form, Plain, Sparse},
+    lay_down::{Form, Plain, Sink as _, Sparse},
 };
 
 /// Where an exported file goes.
@@ -50,16 +51,46 @@ impl Registry {
         path: &Path,
         watch: &dyn Fn(u64) -> bool,
     ) -> Result<artifact::File, RegistryError> {
-        let _leased = self.lease()?;
-        // Before the lease it may have been retired, and its blobs collected.
-        let Artifact { image, version, .. } = &record.artifact;
-        let reference = Reference::Named(version.clone());
-        Self::select(&self.head(image)?, &Selector { image: image.clone(), reference })?;
+        let _leased = self.lease_of(record)?;
         let mut target = Target { file: unnamed.file().try_clone().map_err(failed("open", path))?, path };
         match Form::of(format) {
             None => self.copy_file(record, format, &mut target, watch),
             Some(form) => self.lay_down_file(record, format, form, &target, watch),
         }
+    }
+
+    /// Makes the raw disk of `record` at `to`, where nothing may be, for work that ends with this run: every byte is verified, and
+    /// nothing is synced. `watch` gets the bytes done and says whether to go on.
+    pub fn lay_out(&self, record: &Record, to: &Path, watch: &dyn Fn(u64) -> bool) -> Result<(), RegistryError> {
+        let _leased = self.lease_of(record)?;
+        let content = self.content(record)?;
+        let unwritable = failed("write", to);
+        let file =
+            File::create_new(to).and_then(|file| file.set_len(content.size).map(|()| file)).map_err(unwritable)?;
+        let put = |number: u64| {
+            let segment = &content.segments[usize::try_from(number).unwrap_or(usize::MAX)];
+            if segment.is_zero() {
+                return Ok(());
+            }
+            let mut piece = self.piece(segment, Form::Raw).map_err(|damage| self.set_aside(damage))?;
+            let at = number * SEGMENT as u64;
+            piece.truncate(usize::try_from(content.size - at).unwrap_or(usize::MAX));
+            Sparse { file: &file, at }.put(&piece).map_err(failed("write", to))
+        };
+        ordered(content.segments.len() as u64, put, |number, done| {
+            let end = ((number + 1) * SEGMENT as u64).min(content.size);
+            done.and_then(|()| if watch(end) { Ok(()) } else { Err(RegistryError::Stopped { path: to.to_owned() }) })
+        })
+    }
+
+    /// Keeps the blobs of `record` from being collected.
+    fn lease_of(&self, record: &Record) -> Result<Option<File>, RegistryError> {
+        let lease = self.lease()?;
+        // Before the lease it may have been retired, and its blobs collected.
+        let Artifact { image, version, .. } = &record.artifact;
+        let reference = Reference::Named(version.clone());
+        Self::select(&self.head(image)?, &Selector { image: image.clone(), reference })?;
+        Ok(lease)
     }
 
     fn copy_file(

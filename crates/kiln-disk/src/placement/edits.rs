@@ -1,7 +1,7 @@
 //! What turns one tree into another, touching nothing that is the same in both.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
 };
 
@@ -54,17 +54,20 @@ pub(super) enum Value {
     Seconds(u32),
 }
 
-/// Says whether two inodes, of the older and of the newer tree, hold the same bytes.
-pub(super) trait SameContent: FnMut(&Inode, &Inode) -> io::Result<bool> {}
-impl<F: FnMut(&Inode, &Inode) -> io::Result<bool>> SameContent for F {}
+/// Two files, of one tree and of another.
+pub(super) type Pair<'a> = (&'a Inode, &'a Inode);
+
+/// Says of each pair whether both hold the same bytes.
+pub(super) trait SameContents: FnOnce(&[Pair<'_>]) -> io::Result<Vec<bool>> {}
+impl<F: FnOnce(&[Pair<'_>]) -> io::Result<Vec<bool>>> SameContents for F {}
 
 /// The edits in an order in which they can be made.
 pub(super) fn edits(
     old: &Listing,
     new: &Listing,
-    mut same_content: impl SameContent,
+    same_contents: impl SameContents,
 ) -> Result<Vec<Edit>, PlacementError> {
-    let kept = kept(old, new, &mut same_content)?;
+    let kept = kept(old, new, same_contents)?;
     let mut edits = Vec::new();
     let mut touched = BTreeSet::new();
     // What is deeper comes later in byte order.
@@ -96,38 +99,48 @@ pub(super) fn edits(
 }
 
 /// The paths whose inodes stay where they are.
-fn kept(
-    old: &Listing,
-    new: &Listing,
-    same_content: &mut impl SameContent,
-) -> Result<BTreeSet<Vec<u8>>, PlacementError> {
+fn kept(old: &Listing, new: &Listing, same_contents: impl SameContents) -> Result<BTreeSet<Vec<u8>>, PlacementError> {
     let mut kept = BTreeSet::new();
+    let mut undecided: BTreeMap<u32, Pair<'_>> = BTreeMap::new();
     let mut judged: HashMap<u32, bool> = HashMap::new();
     for (path, number) in &new.paths {
         let Some((old_number, before)) = old.at(path) else { continue };
         let wanted = &new.inodes[number];
-        let same = match judged.get(number) {
-            Some(same) => *same,
-            None if before.kind != wanted.kind || before.attributes != wanted.attributes => false,
-            None if wanted.kind == Kind::Directory => true,
+        if judged.contains_key(number) || undecided.contains_key(number) {
+            continue;
+        }
+        let same = if before.kind != wanted.kind || before.attributes != wanted.attributes {
+            Some(false)
+        } else if wanted.kind == Kind::Directory {
+            Some(true)
+        } else if old.names[&old_number] != new.names[number] {
             // All names of an inode stay together or go together.
-            None if old.names[&old_number] != new.names[number] => false,
-            None => same_body(before, wanted, same_content)?,
+            Some(false)
+        } else {
+            same_body(before, wanted)
         };
-        judged.insert(*number, same);
-        if same {
+        match same {
+            Some(same) => judged.insert(*number, same).is_some(),
+            None => undecided.insert(*number, (before, wanted)).is_some(),
+        };
+    }
+    let pairs: Vec<Pair<'_>> = undecided.values().copied().collect();
+    judged.extend(undecided.into_keys().zip(same_contents(&pairs)?));
+    for (path, number) in &new.paths {
+        if old.paths.contains_key(path) && judged.get(number) == Some(&true) {
             kept.insert(path.clone());
         }
     }
     Ok(kept)
 }
 
-fn same_body(old: &Inode, new: &Inode, same_content: &mut impl SameContent) -> io::Result<bool> {
+/// Whether the inodes hold the same; `None` when their bytes must tell.
+fn same_body(old: &Inode, new: &Inode) -> Option<bool> {
     match (&old.body, &new.body) {
-        (Body::Extents(_) | Body::Nothing, Body::Extents(_) | Body::Nothing) => {
-            Ok(old.size == new.size && (old.size == 0 || same_content(old, new)?))
-        }
-        (old, new) => Ok(old == new),
+        (Body::Extents(_) | Body::Nothing, Body::Extents(_) | Body::Nothing) if old.size != new.size => Some(false),
+        (Body::Extents(_) | Body::Nothing, Body::Extents(_) | Body::Nothing) if old.size == 0 => Some(true),
+        (Body::Extents(_) | Body::Nothing, Body::Extents(_) | Body::Nothing) => None,
+        (old, new) => Some(old == new),
     }
 }
 
@@ -196,12 +209,13 @@ pub(super) fn parent(path: &[u8]) -> &[u8] {
 pub(super) fn difference(
     one: &Listing,
     other: &Listing,
-    mut same_content: impl SameContent,
+    same_contents: impl SameContents,
 ) -> Result<Option<(Vec<u8>, &'static str)>, PlacementError> {
     if let Some(path) = one.paths.keys().find(|path| !other.paths.contains_key(*path)) {
         return Ok(Some((path.clone(), "it should not be there")));
     }
     let mut compared = BTreeSet::new();
+    let (mut paths, mut pairs) = (Vec::new(), Vec::new());
     for (path, number) in &other.paths {
         let Some((one_number, a)) = one.at(path) else { return Ok(Some((path.clone(), "it is missing"))) };
         if !compared.insert(*number) {
@@ -218,12 +232,21 @@ pub(super) fn difference(
             "attributes"
         } else if one.names[&one_number] != other.names[number] || (a.kind != Kind::Directory && a.links != b.links) {
             "names of the file"
-        } else if a.kind != Kind::Directory && !same_body(a, b, &mut same_content)? {
-            "content"
-        } else {
+        } else if a.kind == Kind::Directory {
             continue;
+        } else {
+            match same_body(a, b) {
+                Some(true) => continue,
+                Some(false) => "content",
+                None => {
+                    paths.push(path);
+                    pairs.push((a, b));
+                    continue;
+                }
+            }
         };
         return Ok(Some((path.clone(), what)));
     }
-    Ok(None)
+    let same = same_contents(&pairs)?;
+    Ok(paths.into_iter().zip(same).find(|(_, same)| !same).map(|(path, _)| (path.clone(), "content")))
 }

@@ -123,9 +123,9 @@ impl PublishedDisk for FromRegistry {
     async fn lay_down(&self, to: &Path) -> Result<(), String> {
         let (registry, record) = (self.registry.clone(), self.record.clone());
         let (cancel, to) = (self.cancel.clone(), to.to_owned());
-        let work = move || registry.export(&record, "raw", &to, &|_| !cancel.is_cancelled());
+        let work = move || registry.lay_out(&record, &to, &|_| !cancel.is_cancelled());
         match tokio::task::spawn_blocking(work).await {
-            Ok(written) => written.map(|_| ()).map_err(|error| error.to_string()),
+            Ok(written) => written.map_err(|error| error.to_string()),
             Err(ended) => Err(ended.to_string()),
         }
     }
