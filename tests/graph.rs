@@ -109,6 +109,7 @@ fn a_base_and_three_children_are_built_in_one_run() {
     assert_eq!(sorted(images(&said, "build-skipped")), ["ant", "bee", "cat", "root"]);
     gone(&family.home, "a graph");
 
+    killed_while_its_base_is_laid_down(&family);
     one_interrupt_stops_all(&family);
     a_failed_base_leaves_its_children_out(&family);
     revoked_with_its_base(&family);
@@ -116,6 +117,32 @@ fn a_base_and_three_children_are_built_in_one_run() {
 
 fn digest(record: &Value) -> String {
     record["disk"]["digest"].as_str().expect("a digest").trim_start_matches("sha256:").to_owned()
+}
+
+/// What was laid down by then goes with `kiln clean`, and the next build lays it down again.
+fn killed_while_its_base_is_laid_down(family: &Family) {
+    for base in family.bases() {
+        fs::remove_dir_all(base).expect("forget a base");
+    }
+    family.write("cat", "base.image = 'root'", "echo cat again > /etc/cat");
+    let cat = family.home.path("templates/cat").display().to_string();
+    let arguments = ["build", &cat, "--json", "--until", "shell"];
+    let mut build = Build::spawn(family.home.command(&arguments));
+    build.wait_for("phase-started", "base");
+    build.signal("KILL");
+    build.end();
+    gone(&family.home, "a base of the registry");
+    family.home.kiln(&["clean"]).succeeds();
+    nothing_but_logs(&family.home, "a base of the registry");
+    let left = fs::read_dir(family.home.path("cache/bases")).expect("the cache of bases").flatten();
+    let left: Vec<_> =
+        left.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("/.work-")).collect();
+    assert!(left.is_empty(), "{left:?}");
+
+    let again = events(&family.home.kiln(&arguments).succeeds());
+    assert!(again.iter().any(|event| event["event"] == "phase-finished" && event["phase"] == "base"), "{again:?}");
+    family.home.kiln(&["clean", "--kept"]).succeeds();
+    gone(&family.home, "a base of the registry");
 }
 
 /// Two builds that run at once are both gone after one Ctrl-C.

@@ -2,12 +2,13 @@
 //! file but logs is left, nothing half published is visible.
 
 use std::{
+    fs,
     os::unix::process::ExitStatusExt as _,
     time::{Duration, Instant},
 };
 
 use kiln_tests::{
-    home::Home,
+    home::{Home, Ran},
     running::{Build, alone, gone, nothing_but_logs},
 };
 
@@ -94,19 +95,40 @@ fn a_sudden_death_in_any_phase_leaves_nothing() {
     }
 }
 
-/// Killed while the base is made, in a cache of its own: no process stays, and the next build makes it anew.
+/// Killed while the base is made, in a cache of its own: no process stays, and `kiln clean` removes the half-made tree.
 #[test]
-fn a_sudden_death_while_the_base_is_made_leaves_no_process() {
+fn a_sudden_death_while_the_base_is_made_leaves_nothing() {
     let _turn = alone();
     let home = Home::new("kill-base");
     let mut command = home.command(&["build", TINY, "--json"]);
-    command.env("KILN_CACHE_DIR", home.path("own-cache"));
+    let scratch = home.path("scratch");
+    fs::create_dir_all(&scratch).expect("a place for temporary files");
+    command.env("KILN_CACHE_DIR", home.path("own-cache")).env("TMPDIR", &scratch);
     let mut build = Build::spawn(command);
-    build.wait_for("progress", "base");
+    build.wait_for("phase-started", "base");
+    let half_made = || fs::read_dir(&scratch).expect("list the temporary files").count();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while half_made() == 0 {
+        assert!(Instant::now() < deadline, "nothing is made");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     build.signal("KILL");
     build.end();
     gone(&home, "base");
-    home.kiln(&["clean"]).succeeds();
+    assert_eq!(half_made(), 1);
+    let clean = |more: &[&str]| {
+        let mut command = home.command(&[&["clean"], more].concat());
+        let output = command.env("KILN_CACHE_DIR", home.path("own-cache")).output().expect("run kiln clean");
+        Ran::new(&["clean"], &output).succeeds().stderr
+    };
+    assert!(clean(&["--dry-run"]).contains("would release 1 half-made base"));
+    assert_eq!(half_made(), 1);
+    assert!(clean(&[]).contains("released 1 half-made base"));
+    assert_eq!(half_made(), 0);
+    let left = fs::read_dir(home.path("own-cache/bases")).expect("list the cache").flatten();
+    let left: Vec<_> =
+        left.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().contains("work")).collect();
+    assert!(left.is_empty(), "{left:?}");
     nothing_but_logs(&home, "base");
 }
 

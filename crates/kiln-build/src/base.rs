@@ -21,7 +21,7 @@ use std::{
 use kiln_core::{
     Digest, ImageName,
     artifact::BaseRecord,
-    event::Events,
+    event::{Event, Events},
     plan::{Base, ImageVersion, Login},
 };
 use kiln_io::{
@@ -32,6 +32,8 @@ use kiln_io::{
     time::Clock,
 };
 use tokio_util::sync::CancellationToken;
+
+use self::cache::{Cache, Work};
 
 /// A base in the cache, verified and never written to again.
 #[derive(Debug, Clone)]
@@ -163,6 +165,10 @@ impl BaseError {
 
 /// Finds the base in the cache or makes it. Several kilns may ask for the same at once; one makes it.
 pub async fn prepare(base: &Base, context: &BaseContext) -> Result<PreparedBase, BaseError> {
+    if let Err(error) = sweep(&context.dirs).await {
+        let message = format!("what an interrupted kiln left of a base is still there: {error}");
+        context.events.emit(Event::Warning { message });
+    }
     match base {
         Base::Debian(debian) => debian::prepare(debian, context).await,
         Base::Qcow2(qcow2) => qcow2::prepare(qcow2, context).await,
@@ -177,6 +183,23 @@ pub fn known(base: &Base, dirs: &Dirs) -> Option<PreparedBase> {
         Base::Qcow2(qcow2) => qcow2::known(qcow2, dirs),
         Base::Image(image) => image::known(image, dirs),
     }
+}
+
+/// How many bases killed kilns left half made.
+pub fn half_made(dirs: &Dirs) -> usize {
+    Cache::at(dirs).abandoned().iter().map(|(_lock, left)| left.len()).sum()
+}
+
+/// Removes what killed kilns left of bases that they were making; how many those were.
+pub async fn sweep(dirs: &Dirs) -> Result<usize, BaseError> {
+    let mut swept = 0;
+    for (_lock, left) in Cache::at(dirs).abandoned() {
+        for directory in left {
+            bootstrap::sweep(&Work::inherit(directory)).await?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
 }
 
 /// A shell script that gives the root file system the whole disk, to be run as root in the guest before anything else:

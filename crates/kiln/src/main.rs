@@ -64,7 +64,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Logs(arguments) => in_runtime(verbs::logs::run(arguments)),
         Verb::Doctor(arguments) => in_runtime(verbs::doctor::run(arguments)),
         Verb::Cache(arguments) => in_runtime(verbs::cache::run(arguments)),
-        Verb::Clean(arguments) => verbs::clean::run(&arguments),
+        Verb::Clean(arguments) => in_runtime(verbs::clean::run(arguments)),
         Verb::Completions(arguments) => verbs::completions::run(&arguments),
         Verb::Man(arguments) => verbs::man::run(&arguments),
         Verb::Guard { spec } => verbs::guard::run(&spec),

@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 use super::{BaseContext, BaseError};
 
 const RECORD: &str = "base.json";
+/// `.lock-<name>` is the directory whose lock is held by whoever makes `name`, in `.work-<name>-<random>`.
+const LOCK: &str = ".lock-";
+const WORK: &str = ".work-";
 /// How long one kiln waits for another that makes the same base.
 const PATIENCE: Policy =
     Policy { first: Duration::from_millis(100), max: Duration::from_secs(1), deadline: Duration::from_hours(1) };
@@ -73,7 +76,7 @@ impl Cache {
 
     /// Waits until no other kiln works on `name`; the lock is held as long as the value lives.
     pub(super) async fn lock(&self, name: &str, context: &BaseContext) -> Result<Lock, BaseError> {
-        let directory = self.path(&format!(".lock-{name}"));
+        let directory = self.path(&format!("{LOCK}{name}"));
         create_private_dir(&directory)?;
         let holder = format!("kiln with pid {}", std::process::id());
         let attempt = || async {
@@ -91,17 +94,26 @@ impl Cache {
 
     /// A fresh directory to work in, for the holder of the lock on `name`.
     pub(super) fn work(&self, name: &str) -> Result<Work, BaseError> {
-        let directory = self.path(&format!(".work-{name}-{}", &random::nonce()[..8]));
+        let directory = self.path(&format!("{WORK}{name}-{}", &random::nonce()[..8]));
         create_private_dir(&directory)?;
         Ok(Work { directory })
     }
 
-    /// Directories that an earlier holder of the lock on `name` left when it was killed.
-    pub(super) fn left(&self, name: &str) -> Vec<Work> {
-        let prefix = format!(".work-{name}-");
-        let listed = fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let left = listed.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-        left.map(|entry| Work { directory: entry.path() }).collect()
+    /// What killed kilns were working on, with the locks on it.
+    pub(super) fn abandoned(&self) -> Vec<(Lock, Vec<PathBuf>)> {
+        let mut left: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some((name, _)) = name.strip_prefix(WORK).and_then(|name| name.rsplit_once('-')) {
+                left.entry(name.to_owned()).or_default().push(entry.path());
+            }
+        }
+        let locked = left.into_iter().filter_map(|(name, work)| {
+            let lock =
+                Lock::take(&self.path(&format!("{LOCK}{name}")), "kiln, which removes what is left of it").ok()?;
+            Some((lock, work))
+        });
+        locked.collect()
     }
 
     /// Names of all entries that start with `prefix`, the newest first.
@@ -163,6 +175,11 @@ pub(super) struct Work {
 }
 
 impl Work {
+    /// Takes over what somebody else worked on.
+    pub(super) const fn inherit(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }

@@ -93,9 +93,6 @@ pub(super) async fn prepare(base: &DebianBase, context: &BaseContext) -> Result<
     if let Some(entry) = cache.find(&name) {
         return Ok(prepared(&cache, &name, entry));
     }
-    for left in cache.left(&prefix) {
-        bootstrap::sweep(&left).await?;
-    }
     let work = cache.work(&prefix)?;
     let mut entry = build(base, &sources, &packages, time, &work, context).await?;
     entry.record.key = Digest::of(format!("{inputs} {state}").as_bytes());

@@ -44,7 +44,6 @@ pub(super) async fn prepare(base: &ImageBase, context: &BaseContext) -> Result<P
     if let Some(found) = leased(&cache, &name, base, version) {
         return Ok(found);
     }
-    drop(cache.left(&name));
     let work = cache.work(&name)?;
     let entry = lay_down(base, version, &work, context).await?;
     cache.put(&name, &work, entry)?;

@@ -88,7 +88,6 @@ async fn remote(url: &str, expected: Digest, context: &BaseContext) -> Result<(P
     if let Some(entry) = cache.find(&name) {
         return Ok(found(entry));
     }
-    drop(cache.left(&name));
     // The part lives outside the work directory, which a later run sweeps.
     let parts = cache.path(".downloads");
     create_private_dir(&parts)?;

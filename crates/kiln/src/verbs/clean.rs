@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use kiln_build::checkpoint::Store;
+use kiln_build::{base, checkpoint::Store};
 use kiln_core::ByteSize;
 use kiln_io::{
     dirs::Dirs,
@@ -21,7 +21,7 @@ use crate::{
     output, surroundings,
 };
 
-pub(crate) fn run(arguments: &Clean) -> Outcome {
+pub(crate) async fn run(arguments: Clean) -> Outcome {
     let dirs = surroundings::dirs()?;
     let build = match &arguments.build {
         // An image's name means its newest build; what is not known by its events may still have a ledger.
@@ -42,13 +42,29 @@ pub(crate) fn run(arguments: &Clean) -> Outcome {
         output::talk(&describe(report, &choice, arguments.dry_run));
         complete &= report.failed.is_empty() && !matches!(report.condition, Condition::Unreadable(_));
     }
-    if reports.is_empty() && arguments.build.is_none() {
-        output::talk("no build left anything");
+    if arguments.build.is_none() {
+        let bases = half_made_bases(&dirs, arguments.dry_run).await?;
+        if reports.is_empty() && bases == 0 {
+            output::talk("no build left anything");
+        }
     }
     if arguments.cache {
-        complete &= clean_cache(&dirs, arguments)?;
+        complete &= clean_cache(&dirs, &arguments)?;
     }
     Ok(if complete { Exit::Done } else { Exit::Failed })
+}
+
+/// Releases bases that nobody makes any more, and says so; how many.
+async fn half_made_bases(dirs: &Dirs, dry: bool) -> Result<usize, Failure> {
+    let (word, bases) = if dry {
+        ("would release", base::half_made(dirs))
+    } else {
+        ("released", base::sweep(dirs).await.map_err(|error| Failure::of(&error))?)
+    };
+    if bases > 0 {
+        output::talk(&format!("{word} {bases} half-made base{}", if bases == 1 { "" } else { "s" }));
+    }
+    Ok(bases)
 }
 
 /// `build b-1: released 1 VM, 1 overlay`
