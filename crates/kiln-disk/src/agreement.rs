@@ -59,8 +59,8 @@ fn differs(one: &Tree, two: &Tree, path: &str, a: Node, b: Node) -> Result<Optio
         return Ok(Some(format!("owner {}:{} -> {}:{}", a.uid, a.gid, b.uid, b.gid)));
     }
     let same = match a.kind {
-        Kind::File => a.size == b.size && one.same_content(two, path)?,
-        Kind::Link => one.link(path) == two.link(path),
+        Kind::File => a.size == b.size && one.files().same_content(two.files(), path)?,
+        Kind::Link => one.files().link(path) == two.files().link(path),
         Kind::Directory | Kind::Other => true,
     };
     Ok((!same).then(|| "content".to_owned()))

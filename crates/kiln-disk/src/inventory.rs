@@ -3,7 +3,7 @@
 //! dpkg's and apk's databases are read. One of rpm is named and not read: it is a database of its own format, and a list with
 //! holes must say so. The files may be hostile: every length and count is limited.
 
-use crate::tree::Tree;
+use crate::tree::Files;
 
 mod apk;
 mod dpkg;
@@ -71,11 +71,12 @@ pub struct Package {
 
 impl Inventory {
     /// Reads the databases of a root file system.
-    pub fn read(root: &Tree) -> Self {
+    pub fn read(root: &Files) -> Self {
         let mut inventory = Self { system: System::read(root), ..Self::default() };
         dpkg::read(root, &mut inventory);
         apk::read(root, &mut inventory);
-        for path in UNREAD.iter().filter(|path| root.exists(path)) {
+        // One may lead to the other by a link.
+        if let Some(path) = UNREAD.iter().find(|path| root.exists(path)) {
             inventory.unread.push(format!("{path}: kiln does not read the database of rpm"));
         }
         inventory.packages.sort();
@@ -99,7 +100,7 @@ impl Inventory {
     }
 
     /// A database as text; what cannot be read is noted.
-    fn database(&mut self, root: &Tree, path: &str) -> Option<String> {
+    fn database(&mut self, root: &Files, path: &str) -> Option<String> {
         let node = root.node(path)?;
         let bytes = root.head(path, LONGEST_DATABASE);
         if node.size > LONGEST_DATABASE as u64 {
@@ -121,7 +122,7 @@ impl Package {
 }
 
 impl System {
-    fn read(root: &Tree) -> Option<Self> {
+    fn read(root: &Files) -> Option<Self> {
         // The first is a link to the second where both are there.
         let text = ["/etc/os-release", "/usr/lib/os-release"].map(|path| root.text(path));
         let text = text.iter().find(|text| !text.trim().is_empty())?;

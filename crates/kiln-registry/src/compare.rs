@@ -149,7 +149,7 @@ impl Registry {
         let disk: StoredDisk = self.disk_with(record, chunks)?;
         let content = disk.content().clone();
         let root = Tree::of_root(&(Arc::new(disk) as Arc<dyn ReadAt>));
-        let inventory = root.as_ref().map(Inventory::read).unwrap_or_default();
+        let inventory = root.as_ref().map(|root| Inventory::read(root.files())).unwrap_or_default();
         Ok(Side { record: record.clone(), content, root, inventory })
     }
 }
@@ -281,8 +281,8 @@ fn compare_trees(
 fn differs(old: &Tree, new: &Tree, path: &str, before: Node, after: Node) -> Result<bool, String> {
     match after.kind {
         Kind::File if before.size != after.size => Ok(true),
-        Kind::File => old.same_content(new, path).map(|same| !same),
-        Kind::Link => Ok(old.link(path) != new.link(path)),
+        Kind::File => old.files().same_content(new.files(), path).map(|same| !same),
+        Kind::Link => Ok(old.files().link(path) != new.files().link(path)),
         Kind::Directory | Kind::Other => Ok(false),
     }
 }

@@ -14,7 +14,7 @@ use kiln_disk::{
     inventory::Inventory,
     seal::Chunk,
     segment::{self, stored_length},
-    tree::Tree,
+    tree::Files,
 };
 
 use crate::{Content, Record, Registry, RegistryError, content::StoredSegment, damage::Damage};
@@ -49,7 +49,7 @@ impl Registry {
     /// What is on a disk that has no record yet; `None` when its file system cannot be read.
     pub(crate) fn inventory_of(&self, content: Content) -> Option<Inventory> {
         let disk: Arc<dyn ReadAt> = Arc::new(StoredDisk { registry: self.clone(), content, chunks: Arc::default() });
-        Tree::of_root(&disk).ok().map(|root| Inventory::read(&root))
+        Files::with_root(&disk, Inventory::read).ok()
     }
 
     /// The same, with expanded chunks shared with other disks.

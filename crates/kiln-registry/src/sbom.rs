@@ -9,7 +9,7 @@ use kiln_core::{Digest, artifact::Artifact, moment::Moment};
 use kiln_disk::{
     ReadAt,
     inventory::{Inventory, Package, System, licence},
-    tree::Tree,
+    tree::Files,
 };
 use serde::{Deserialize, Serialize};
 
@@ -135,7 +135,7 @@ impl Registry {
     /// The packages of a version, read from its stored disk now. The error says what of the disk cannot be read.
     pub fn inventory(&self, record: &Record) -> Result<Result<Inventory, String>, RegistryError> {
         let disk: Arc<dyn ReadAt> = Arc::new(self.disk(record)?);
-        Ok(Tree::of_root(&disk).map(|root| Inventory::read(&root)))
+        Ok(Files::with_root(&disk, Inventory::read))
     }
 }
 

@@ -114,7 +114,7 @@ impl Findings {
 /// H01: every clone must make its own machine id.
 fn machine_id(tree: &Tree, _: &Asked<'_>, findings: &mut Findings) {
     let unset = |text: &[u8]| text.is_empty() || text == b"uninitialized\n";
-    if tree.exists("/etc/machine-id") && !unset(&tree.head("/etc/machine-id", 64)) {
+    if tree.exists("/etc/machine-id") && !unset(&tree.files().head("/etc/machine-id", 64)) {
         findings.fail("H01", "/etc/machine-id", "the machine id is set; every clone would share it");
     }
     if tree.node("/var/lib/dbus/machine-id").is_some_and(|node| node.kind == Kind::File) {
@@ -138,7 +138,7 @@ fn ssh_directories(tree: &Tree, _: &Asked<'_>, findings: &mut Findings) {
         if !directory.ends_with("/.ssh") && !directory.starts_with("/etc/ssh/authorized_keys") {
             continue;
         }
-        if name.starts_with("authorized_keys") && !has_content(&tree.text(path)) && node.size < 1 << 20 {
+        if name.starts_with("authorized_keys") && !has_content(&tree.files().text(path)) && node.size < 1 << 20 {
             continue;
         }
         findings.fail("H03", path, "an SSH file of a user; keys are given to a machine, not to an image");
@@ -159,7 +159,7 @@ fn private_keys(tree: &Tree, _: &Asked<'_>, findings: &mut Findings) {
         if path.starts_with("/etc/ssh/ssh_host_") || !(64..=64 << 10).contains(&node.size) {
             continue;
         }
-        if !is_private_key(&tree.head(path, 4096)) {
+        if !is_private_key(&tree.files().head(path, 4096)) {
             continue;
         }
         // Packages bring keys of test suites and examples; they are public, not secret.
@@ -181,7 +181,7 @@ fn is_private_key(head: &[u8]) -> bool {
 
 /// H05, H08: no account with a password, no second root.
 fn passwords(tree: &Tree, _: &Asked<'_>, findings: &mut Findings) {
-    for line in tree.text("/etc/shadow").lines() {
+    for line in tree.files().text("/etc/shadow").lines() {
         let mut fields = line.split(':');
         let (Some(user), Some(password)) = (fields.next(), fields.next()) else { continue };
         if password.is_empty() {
@@ -190,7 +190,7 @@ fn passwords(tree: &Tree, _: &Asked<'_>, findings: &mut Findings) {
             findings.fail("H05", "/etc/shadow", format!("`{user}` has a password; every clone would share it"));
         }
     }
-    for line in tree.text("/etc/passwd").lines() {
+    for line in tree.files().text("/etc/passwd").lines() {
         let fields: Vec<&str> = line.split(':').collect();
         if fields.len() > 2 && fields[2] == "0" && fields[0] != "root" {
             findings.fail("H08", "/etc/passwd", format!("`{}` has the user id of root", fields[0]));
@@ -200,7 +200,7 @@ fn passwords(tree: &Tree, _: &Asked<'_>, findings: &mut Findings) {
 
 /// H09: the user a bake logs in as leaves no trace.
 fn build_users(tree: &Tree, asked: &Asked<'_>, findings: &mut Findings) {
-    let passwd = tree.text("/etc/passwd");
+    let passwd = tree.files().text("/etc/passwd");
     for user in asked.build_users {
         if passwd.lines().any(|line| line.split(':').next() == Some(user)) {
             findings.fail("H09", "/etc/passwd", format!("the build user `{user}` still exists"));
@@ -245,7 +245,7 @@ fn cloud_init(tree: &Tree, _: &Asked<'_>, findings: &mut Findings) {
             findings.fail("H12", path, generated);
         }
     }
-    if tree.text("/etc/fstab").contains("comment=cloudconfig") {
+    if tree.files().text("/etc/fstab").contains("comment=cloudconfig") {
         findings.fail("H12", "/etc/fstab", "entries written by cloud-init for the build machine");
     }
     findings.fail_if_there(
@@ -275,7 +275,7 @@ fn seeds_and_names(tree: &Tree, asked: &Asked<'_>, findings: &mut Findings) {
         &["/var/lib/systemd/credential.secret"],
         "the key of this machine's encrypted credentials",
     );
-    let name = tree.text("/etc/hostname");
+    let name = tree.files().text("/etc/hostname");
     if !matches!(name.trim(), "" | "localhost" | "localhost.localdomain") {
         findings.warn("H16", "/etc/hostname", format!("every clone would be called `{}`", name.trim()));
     }
@@ -283,7 +283,7 @@ fn seeds_and_names(tree: &Tree, asked: &Asked<'_>, findings: &mut Findings) {
         findings.warn("H16", "/etc/machine-info", "describes one machine");
     }
     if let Some(build) = asked.build_host_name
-        && tree.text("/etc/hosts").split_whitespace().any(|word| word == build)
+        && tree.files().text("/etc/hosts").split_whitespace().any(|word| word == build)
     {
         findings.warn("H16", "/etc/hosts", format!("names the build machine `{build}`"));
     }
@@ -320,7 +320,7 @@ fn network_leftovers(tree: &Tree, _: &Asked<'_>, findings: &mut Findings) {
         "binds interface names to the build machine's hardware",
     );
     for (path, _) in tree.beneath("/etc/sysconfig/network-scripts") {
-        if tree.text(path).lines().any(|line| line.starts_with("HWADDR=")) {
+        if tree.files().text(path).lines().any(|line| line.starts_with("HWADDR=")) {
             findings.fail("H19", path, "binds an interface to the build machine's hardware");
         }
     }

@@ -1,12 +1,12 @@
 //! apk's database `installed`: a paragraph for each package, its lines a letter, a colon and a value.
 
 use super::{Inventory, Kind, MOST_PACKAGES, Package, field};
-use crate::tree::Tree;
+use crate::tree::Files;
 
 /// Alpine's apk-tools 2, and 3 on systems whose `/usr` holds everything.
 const INSTALLED: [&str; 2] = ["/lib/apk/db/installed", "/usr/lib/apk/db/installed"];
 
-pub(super) fn read(root: &Tree, inventory: &mut Inventory) {
+pub(super) fn read(root: &Files, inventory: &mut Inventory) {
     for path in INSTALLED {
         if let Some(text) = inventory.database(root, path) {
             for paragraph in text.split("\n\n") {

@@ -1,26 +1,25 @@
 //! dpkg's database: `status`, and `status.d` of images without dpkg. Format: deb822, Debian Policy chapter 5.
 
 use super::{Inventory, Kind, MOST_PACKAGES, Package, field, licence};
-use crate::tree::Tree;
+use crate::tree::Files;
 
 const STATUS: &str = "/var/lib/dpkg/status";
 const STATUS_DIRECTORY: &str = "/var/lib/dpkg/status.d";
 /// The longest of Debian's own has 400 KiB.
 const LONGEST_COPYRIGHT: usize = 1 << 20;
 
-pub(super) fn read(root: &Tree, inventory: &mut Inventory) {
+pub(super) fn read(root: &Files, inventory: &mut Inventory) {
     if let Some(text) = inventory.database(root, STATUS) {
         take(root, &text, inventory);
     }
-    let parts: Vec<_> = root.beneath(STATUS_DIRECTORY).map(|(path, _)| path.to_owned()).collect();
-    for path in parts.iter().filter(|path| !path.ends_with(".md5sums")) {
-        if let Some(text) = inventory.database(root, path) {
+    for name in root.list(STATUS_DIRECTORY).iter().filter(|name| !name.ends_with(".md5sums")) {
+        if let Some(text) = inventory.database(root, &format!("{STATUS_DIRECTORY}/{name}")) {
             take(root, &text, inventory);
         }
     }
 }
 
-fn take(root: &Tree, text: &str, inventory: &mut Inventory) {
+fn take(root: &Files, text: &str, inventory: &mut Inventory) {
     for paragraph in paragraphs(text) {
         if inventory.packages.len() > MOST_PACKAGES {
             return;
