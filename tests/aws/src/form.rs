@@ -19,6 +19,10 @@ impl Form {
         for pair in body.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (key, value) = (decoded(key)?, decoded(value)?);
+            // AWS takes an empty value for none: Packer sends several.
+            if value.is_empty() {
+                continue;
+            }
             if fields.insert(key.clone(), value).is_some() {
                 return Err(Refusal::client("InvalidParameterCombination", format!("{key} is given twice")));
             }

@@ -4,26 +4,14 @@
 #![expect(clippy::disallowed_methods, reason = "a client in another language is a process")]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use kiln_aws_tests::Fake;
-
-/// Python with what `foreign/requirements.txt` lists; `tests/run` puts it there.
-fn python() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| here.join("../../target"), PathBuf::from);
-    let python = target.join("kiln-tests/aws-python/bin/python");
-    assert!(python.exists(), "{} is missing: `tests/run` makes it", python.display());
-    python
-}
+use kiln_tests::home::unpacked;
 
 fn observe(argument: &str) -> Vec<String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("foreign/observe.py");
-    let output = Command::new(python()).arg(script).arg(argument).output().unwrap();
+    let output = Command::new(unpacked("aws-python/bin/python")).arg(script).arg(argument).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }

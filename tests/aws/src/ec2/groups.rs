@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::{
     ec2::{
         filters::{Filters, Page},
+        instances::Instance,
         names::{check, not_found},
         tags::{self, specified},
     },
@@ -187,7 +188,9 @@ pub(crate) fn delete(world: &mut World, mut form: Form, xml: &mut Xml) -> Result
         let message = format!("the specified group: \"{id}\" name: \"default\" cannot be deleted by a user");
         return Err(Refusal::client("CannotDelete", message));
     }
-    let used = world.here().instances.values().any(|instance| !instance.is_over() && instance.groups.contains(&id));
+    // An instance holds its groups until it is gone, not only until it is told to go.
+    let holds = |instance: &Instance| instance.state().1 != "terminated" && instance.groups.contains(&id);
+    let used = world.here().instances.values().any(holds);
     if used {
         return Err(Refusal::client("DependencyViolation", format!("resource {id} has a dependent object")));
     }
