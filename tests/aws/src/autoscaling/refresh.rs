@@ -255,9 +255,12 @@ impl Fake {
         let Some(refresh) = world.here().scaling.get_mut(group).and_then(|group| group.refreshes.last_mut()) else {
             return;
         };
+        if !refresh.is_active() {
+            return;
+        }
         if refresh.auto_rollback {
             refresh.turn_back(reason);
-        } else if refresh.is_active() {
+        } else {
             refresh.status = Status::Failed;
             refresh.reason = Some(reason.to_owned());
             refresh.ended = Some(now);
