@@ -12,7 +12,7 @@ use std::{
 };
 
 pub use beneath::{resolve_beneath, resolve_within};
-pub use lock::{Lock, is_open_elsewhere, lock_within};
+pub use lock::{Lock, holder, is_open_elsewhere, lock_within};
 pub use unnamed::Unnamed;
 
 use crate::{error::FsError, random};
@@ -68,6 +68,12 @@ pub fn free_space(path: &Path) -> Result<u64, FsError> {
     let there = nearest_existing(path).unwrap_or(Path::new("/"));
     let found = rustix::fs::statvfs(there).map_err(|error| failed("measure the space at", path, 0)(error.into()))?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+/// Whether the file system that holds `path` has a place for one more file. Many have no limit.
+pub fn holds_another_file(path: &Path) -> bool {
+    let found = rustix::fs::statvfs(nearest_existing(path).unwrap_or(Path::new("/")));
+    found.is_ok_and(|found| found.f_files == 0 || found.f_favail > 0)
 }
 
 /// Refuses to begin what would not fit: `need` bytes for `operation` at `path`.

@@ -151,7 +151,13 @@ impl Registry {
     fn unlisted_records(&self, image: &ImageName, head: &Head) -> Result<Vec<Record>, RegistryError> {
         let directory = self.image(image).join("v");
         let mut records = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            // The first publish was killed before it made the directory.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(records),
+            Err(error) => return Err(failed("read", &directory)(error)),
+        };
+        for entry in entries {
             let entry = entry.map_err(failed("read", &directory))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             let Some(version) = name.strip_suffix(".json").and_then(|name| name.parse::<Version>().ok()) else {

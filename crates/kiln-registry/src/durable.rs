@@ -8,10 +8,13 @@ use std::{
 };
 
 use kiln_core::{ByteSize, Digest};
-use kiln_io::{fs::free_space, random::nonce};
+use kiln_io::{
+    fs::{free_space, holds_another_file},
+    random::nonce,
+};
 use sha2::{Digest as _, Sha256};
 
-use crate::error::RegistryError;
+use crate::error::{RegistryError, Shortage};
 
 /// Reads are of this size: large enough that hashing, not the system calls, takes the time.
 const BLOCK: usize = 1 << 20;
@@ -84,12 +87,16 @@ pub(crate) fn failed_to_store(
     bytes: u64,
 ) -> impl FnOnce(io::Error) -> RegistryError + use<> {
     let path = path.to_owned();
-    move |source| match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            let free = ByteSize(free_space(&path).unwrap_or(0));
-            RegistryError::Full { operation, path, needed: ByteSize(bytes), free }
-        }
-        _ => RegistryError::Io { operation, path, source },
+    move |source| {
+        let shortage = match source.kind() {
+            io::ErrorKind::QuotaExceeded => Shortage::Quota,
+            io::ErrorKind::StorageFull if !holds_another_file(&path) => Shortage::Files,
+            io::ErrorKind::StorageFull => {
+                Shortage::Bytes { needed: ByteSize(bytes), free: ByteSize(free_space(&path).unwrap_or(0)) }
+            }
+            _ => return RegistryError::Io { operation, path, source },
+        };
+        RegistryError::Full { operation, path, shortage }
     }
 }
 

@@ -19,8 +19,10 @@ pub enum RegistryError {
         #[source]
         source: io::Error,
     },
-    #[error("no space left to {operation} `{path}`: {} more are needed, {} are free", needed.approximate(), free.approximate())]
-    Full { operation: &'static str, path: PathBuf, needed: ByteSize, free: ByteSize },
+    #[error("no space left to {operation} `{path}`: {shortage}")]
+    Full { operation: &'static str, path: PathBuf, shortage: Shortage },
+    #[error("`{path}` has been locked for a minute by {holder}")]
+    Locked { path: PathBuf, holder: String },
     #[error("the registry `{path}` is on {filesystem}, where locks and renames are not reliable")]
     RemoteFilesystem { path: PathBuf, filesystem: &'static str },
     #[error("`{path}` is not a kiln registry: it has files, but no `oci-layout`")]
@@ -95,6 +97,17 @@ pub enum RegistryError {
     Date { date: String },
 }
 
+/// What a file system has no more of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Shortage {
+    #[error("{} more are needed, {} are free", needed.approximate(), free.approximate())]
+    Bytes { needed: ByteSize, free: ByteSize },
+    #[error("the file system holds no more files, however small (`df -i`)")]
+    Files,
+    #[error("the quota of this user is used up (`quota`)")]
+    Quota,
+}
+
 impl RegistryError {
     /// The next thing to try.
     pub fn hint(&self) -> Option<String> {
@@ -155,8 +168,11 @@ impl RegistryError {
             Self::Unreadable { path, .. } if path.ends_with("head.json") => {
                 Some(format!("move `{}` aside: the next publish rebuilds it from the records in `v/`", path.display()))
             }
-            Self::Io { .. }
-            | Self::Stopped { .. }
+            Self::Locked { .. } => Some(
+                "wait for that process, or end it: a lock goes with its holder, and nothing was changed".to_owned(),
+            ),
+            Self::Io { source, .. } => limit(source),
+            Self::Stopped { .. }
             | Self::Incomplete { .. }
             | Self::Disk(_)
             | Self::Sink(_)
@@ -175,6 +191,19 @@ impl RegistryError {
             Self::Conflict { .. } | Self::Altered { .. } | Self::RemoteFilesystem { .. } | Self::FileName { .. }
         )
     }
+}
+
+/// What stands in the way when the system refuses, and who can move it.
+fn limit(error: &io::Error) -> Option<String> {
+    let hint = match error.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is mounted read-only; `dmesg` may say since when and why",
+        io::ErrorKind::FileTooLarge => "a limit on the size of files is in force (`ulimit -f`)",
+        _ if error.raw_os_error() == Some(rustix::io::Errno::MFILE.raw_os_error()) => {
+            "this process may open no more files: raise the limit (`ulimit -n`)"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 /// How a version came by the revocation of another.

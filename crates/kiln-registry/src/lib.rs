@@ -59,7 +59,7 @@ pub use self::{
     compare::Difference,
     content::{Content, Descriptor, LONGEST_CONFIG, LONGEST_MANIFEST, StoredSegment},
     disk::StoredDisk,
-    error::RegistryError,
+    error::{RegistryError, Shortage},
     head::{Channel, Listed, Record},
     lineage::{Outdated, Parent, Revocation, Revoked},
     listing::{Entry, Listing},

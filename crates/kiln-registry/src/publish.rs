@@ -4,10 +4,14 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
+    time::Duration,
 };
 
 use kiln_core::{ImageName, Version, artifact::Artifact, plan::VersionSpec};
-use kiln_io::guest::Progress;
+use kiln_io::{
+    fs::{holder, lock_within},
+    guest::Progress,
+};
 
 use crate::{
     MARKER, OCI_LAYOUT, Registry, RegistryError,
@@ -17,6 +21,9 @@ use crate::{
     proof::stored::Made,
     store::Stored,
 };
+
+/// How long one waits for the lock of an image.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What the caller decides about a publish.
 #[derive(Debug, Clone)]
@@ -156,20 +163,26 @@ impl Registry {
 
     /// Removes what killed publishers left in `tmp`, if nobody publishes now. The returned lock says that we do.
     pub(crate) fn sweep_and_share(&self) -> Result<File, RegistryError> {
-        let directory = self.temporary();
-        let path = directory.join("lock");
+        let path = self.temporary().join("lock");
         let file = open_lock(&path)?;
         if file.try_lock().is_ok() {
-            for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
-                let entry = entry.map_err(failed("read", &directory))?;
-                if entry.file_name() != "lock" {
-                    fs::remove_file(entry.path()).map_err(failed("remove", &entry.path()))?;
-                }
-            }
+            self.sweep()?;
             file.unlock().map_err(failed("unlock", &path))?;
         }
         file.lock_shared().map_err(failed("lock", &path))?;
         Ok(file)
+    }
+
+    /// Removes the files that killed publishers were writing. The caller has the lock of `tmp` alone.
+    pub(crate) fn sweep(&self) -> Result<(), RegistryError> {
+        let directory = self.temporary();
+        for entry in fs::read_dir(&directory).map_err(failed("read", &directory))? {
+            let entry = entry.map_err(failed("read", &directory))?;
+            if entry.file_name() != "lock" {
+                fs::remove_file(entry.path()).map_err(failed("remove", &entry.path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Keeps collection away until it is dropped, also when this process is killed. `None` when nobody ever published.
@@ -235,17 +248,36 @@ pub(crate) fn is_plain(name: &str) -> bool {
     !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\0'])
 }
 
+/// Takes the lock `path`. It is held for moments; one that is held for longer belongs to somebody who stands still.
 pub(crate) fn lock(path: &Path) -> Result<File, RegistryError> {
+    lock_for(path, PATIENCE)
+}
+
+fn lock_for(path: &Path, patience: Duration) -> Result<File, RegistryError> {
     let file = open_lock(path)?;
-    loop {
-        match file.lock() {
-            Ok(()) => return Ok(file),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed("lock", path)(error)),
-        }
+    if lock_within(&file, patience).map_err(failed("lock", path))? {
+        return Ok(file);
     }
+    let holder = holder(&file).unwrap_or_else(|| "another process".to_owned());
+    Err(RegistryError::Locked { path: path.to_owned(), holder })
 }
 
 fn open_lock(path: &Path) -> Result<File, RegistryError> {
     File::options().create(true).truncate(false).read(true).write(true).open(path).map_err(failed("open", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_somebody_keeps_is_refused_with_the_holder_by_name() {
+        let path = std::env::temp_dir().join(format!("kiln-registry-lock-{}", std::process::id()));
+        let held = lock(&path).unwrap();
+        let error = lock_for(&path, Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains(&format!("(pid {})", std::process::id())), "{error}");
+        drop(held);
+        drop(lock(&path).unwrap());
+        fs::remove_file(&path).unwrap();
+    }
 }

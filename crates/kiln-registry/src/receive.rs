@@ -10,12 +10,13 @@ use std::{
     path::Path,
 };
 
-use kiln_core::{Digest, artifact::Artifact, plan::VersionSpec};
+use kiln_core::{ByteSize, Digest, artifact::Artifact, plan::VersionSpec};
 use kiln_disk::{ordered::ordered, segment};
+use kiln_io::fs::free_space;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Descriptor, Publication, Published, Record, Registry, RegistryError,
+    Descriptor, Publication, Published, Record, Registry, RegistryError, Shortage,
     content::{Content, LONGEST_MANIFEST},
     damage::Damage,
     durable::{self, Temporary, failed, failed_to_store},
@@ -65,6 +66,11 @@ impl Registry {
         durable::directory(&self.temporary())?;
         let publishing = self.sweep_and_share()?;
         self.prepare_blobs()?;
+        let free = free_space(&self.temporary()).unwrap_or(u64::MAX);
+        if free < size {
+            let shortage = Shortage::Bytes { needed: ByteSize(size), free: ByteSize(free) };
+            return Err(RegistryError::Full { operation: "store", path: self.blob(&digest), shortage });
+        }
         let temporary = Temporary::in_directory(&self.temporary());
         let file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(temporary.path());
         let file = file.map_err(failed("create", temporary.path()))?;

@@ -75,6 +75,7 @@ impl Registry {
     /// somebody publishes, exports or moves a channel.
     pub fn prune(&self, rules: &Rules, intent: &Intent) -> Result<Pruned, RegistryError> {
         let Some(_alone) = self.alone()? else { return self.prune_dry(rules) };
+        self.sweep()?;
         // What was begun by somebody who is dead is finished first: it must not look unneeded.
         for image in self.names()? {
             self.recover(&image, intent.now)?;
@@ -106,7 +107,9 @@ impl Registry {
             let blob = self.blob(digest);
             fs::remove_file(&blob).map_err(failed("remove", &blob))?;
         }
-        durable::sync_directory_of(&self.blob(&Digest::of(b"")))?;
+        if !unneeded.is_empty() {
+            durable::sync_directory_of(&self.blob(&Digest::of(b"")))?;
+        }
         Ok(Pruned { blobs: unneeded.len(), bytes: unneeded.iter().map(|(_, bytes)| bytes).sum(), versions })
     }
 

@@ -111,7 +111,9 @@ fn bytes_that_are_not_what_their_name_says_are_not_taken() {
         assert!(matches!(taken, Err(RegistryError::Altered { .. })), "{taken:?}");
         assert!(!registry.blob(&digest).exists());
     }
-    drop(registry.receive(digest, 1 << 40).unwrap());
+    drop(registry.receive(digest, 1 << 20).unwrap());
+    let endless = registry.receive(digest, 1 << 60);
+    assert!(matches!(endless, Err(RegistryError::Full { .. })), "{endless:?}");
     assert!(fs::read_dir(scratch.0.join("other/tmp")).unwrap().all(|entry| entry.unwrap().file_name() == "lock"));
 }
 

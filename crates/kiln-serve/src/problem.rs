@@ -108,6 +108,12 @@ impl From<RegistryError> for Problem {
                 problem.inside = Some(chain(&error));
                 return problem;
             }
+            E::Locked { .. } => {
+                let detail = "another process on the server holds this image";
+                let mut problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail);
+                problem.inside = Some(chain(&error));
+                return problem;
+            }
             E::Damaged { problem: what, .. } => {
                 let detail = "a blob of this version is damaged on the server; it is not sent";
                 let mut problem = Self::new(StatusCode::BAD_GATEWAY, "damaged", detail);

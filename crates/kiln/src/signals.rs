@@ -22,9 +22,15 @@ impl Interruption {
     /// From now on a signal no longer ends the process by itself.
     pub(crate) fn listen() -> Result<Self, Failure> {
         let this = Self { first: CancellationToken::new(), second: CancellationToken::new() };
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error: io::Error| Failure::new("cannot listen for signals").because(error.to_string()))
+        };
+        // A limit on the size of files (`ulimit -f`) is an error that can be told, not the end of the process. That somebody
+        // once listened is enough.
+        listen(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map(drop)?;
         for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-            let mut stream = signal(kind)
-                .map_err(|error: io::Error| Failure::new("cannot listen for signals").because(error.to_string()))?;
+            let mut stream = listen(kind)?;
             let this = this.clone();
             tokio::spawn(async move {
                 while stream.recv().await.is_some() {

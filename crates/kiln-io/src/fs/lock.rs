@@ -3,11 +3,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, fcntl_lock, flock};
+use rustix::fs::{FlockOperation, fcntl_lock, flock, major, minor};
 
 use super::failed;
 use crate::error::FsError;
@@ -73,6 +74,25 @@ pub fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
     }
 }
 
+/// Who holds a lock on `file` by flock(2), for people: `kiln promote (pid 7)`. `None` when the kernel does not say.
+pub fn holder(file: &File) -> Option<String> {
+    let metadata = file.metadata().ok()?;
+    let name = format!("{:02x}:{:02x}:{}", major(metadata.dev()), minor(metadata.dev()), metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    let pid = locks.lines().find_map(|line| {
+        // `7: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF`; of one who waits, `->` stands before the kind.
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let held = fields.get(1) == Some(&"FLOCK") && fields.get(5) == Some(&name.as_str());
+        held.then(|| fields[4].parse::<u32>().ok())?
+    })?;
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    let program = words.next().map(|program| program.rsplit('/').next().unwrap_or_default().to_owned());
+    let words: Vec<_> =
+        program.into_iter().chain(words.next().map(Into::into)).filter(|word| !word.is_empty()).collect();
+    Some(if words.is_empty() { format!("pid {pid}") } else { format!("{} (pid {pid})", words.join(" ")) })
+}
+
 /// Whether another process holds a record lock on a file, as QEMU does on every image it has open.
 pub fn is_open_elsewhere(path: &Path) -> bool {
     let Ok(file) = OpenOptions::new().read(true).write(true).open(path) else { return false };
@@ -110,6 +130,25 @@ mod tests {
         let gone = std::thread::spawn(move || drop(reader));
         assert!(lock_within(&file, Duration::from_mins(1)).unwrap());
         gone.join().unwrap();
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the holder is another program")]
+    fn the_holder_of_a_lock_is_named_with_its_program_and_pid() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let file = File::create(&path).unwrap();
+        assert_eq!(holder(&file), None);
+        let mut flock_sleep = std::process::Command::new("flock");
+        let mut child = flock_sleep.arg("--no-fork").arg(&path).args(["sleep", "600"]).spawn().unwrap();
+        while lock_within(&file, Duration::ZERO).unwrap() {
+            flock(&file, FlockOperation::Unlock).unwrap();
+            std::thread::yield_now();
+        }
+        let named = holder(&file).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(named.ends_with(&format!("(pid {})", child.id())) && !named.starts_with("pid"), "{named}");
     }
 
     #[test]

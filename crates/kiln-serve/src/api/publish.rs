@@ -55,11 +55,12 @@ pub(crate) async fn blob(
     if app.on_disk(move |app| Ok(app.registry.missing(&[(digest, size)]).is_empty())).await? {
         return Ok(StatusCode::OK.into_response());
     }
+    // What cannot be stored is refused before it is sent.
+    let mut incoming = app.on_disk(move |app| app.registry.receive(digest, size)).await?;
     // The client is read here, the disk is written there; little waits in between.
     let (sender, mut receiver) = mpsc::channel::<Bytes>(4);
     let writer = Arc::clone(&app);
     let written = tokio::task::spawn_blocking(move || {
-        let mut incoming = writer.registry.receive(digest, size)?;
         while let Some(bytes) = receiver.blocking_recv() {
             incoming.write(&bytes)?;
             writer.metrics.received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
