@@ -11,7 +11,10 @@ mod artifacts;
 mod serving;
 #[path = "../tests/support/showcase.rs"]
 mod showcase;
+#[path = "../../kiln-registry/tests/support/system.rs"]
+mod system;
 
+use artifacts as support;
 use std::{sync::Arc, time::SystemTime};
 
 use kiln_io::time::{Clock as _, SystemClock};

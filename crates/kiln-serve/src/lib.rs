@@ -16,6 +16,7 @@
 mod access;
 mod api;
 pub mod client;
+mod comparisons;
 mod dashboard;
 mod error;
 mod facts;

@@ -13,7 +13,7 @@ use kiln_io::time::Clock;
 use kiln_registry::{Pieces, Record, Registry, RegistryError, View};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::{access::Tokens, dashboard::Sessions, metrics::Metrics, problem::Problem};
+use crate::{access::Tokens, comparisons::Comparisons, dashboard::Sessions, metrics::Metrics, problem::Problem};
 
 /// Verified pieces of disks, kept for who asks next: one client reads a piece in many small ranges.
 const PIECES: usize = 64 << 20;
@@ -42,6 +42,7 @@ pub(crate) struct App {
     pub(crate) streams: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) sessions: Sessions,
+    pub(crate) comparisons: Comparisons,
     /// Something was changed through this server.
     pub(crate) changed: Notify,
     views: Mutex<VecDeque<(Digest, String, Arc<View>)>>,
@@ -76,6 +77,7 @@ impl App {
             streams: Arc::new(Semaphore::new(STREAMS)),
             metrics: Metrics::default(),
             sessions: Sessions::default(),
+            comparisons: Comparisons::default(),
             changed: Notify::new(),
             views: Mutex::default(),
             sums: Mutex::default(),

@@ -9,9 +9,12 @@ mod artifacts;
 mod serving;
 #[path = "support/showcase.rs"]
 mod showcase;
+#[path = "../../kiln-registry/tests/support/system.rs"]
+mod system;
 
 use std::collections::BTreeSet;
 
+use artifacts as support;
 use artifacts::{Scratch, select};
 use serving::{PUBLISHER, READER, Serving, tokens};
 

@@ -9,7 +9,10 @@ use kiln_core::{
 use kiln_io::guest::Quiet;
 use kiln_registry::{Intent, Parent, Publication, Registry};
 
-use crate::artifacts::{disk, fixed, sealed, select};
+use crate::{
+    artifacts::{disk, fixed, sealed, select},
+    system::{STATUS, System},
+};
 
 const DAY: u64 = 86_400;
 
@@ -72,12 +75,27 @@ fn dressed(mut artifact: Artifact, number: u64) -> Artifact {
     artifact
 }
 
+/// A small Debian; the later one has other packages, files and units.
+fn base_disk(place: &Path, later: bool) -> Vec<u8> {
+    fs::create_dir_all(place).unwrap();
+    let system = System::debian(place);
+    system.write("etc/motd", if later { "made by kiln\n" } else { "made by hand\n" });
+    system.write("usr/bin/tool", "#!/bin/sh\n");
+    system.mode("usr/bin/tool", if later { 0o4755 } else { 0o755 });
+    if later {
+        system.write("etc/systemd/system/multi-user.target.wants/nginx.service", "[Service]\n");
+        let status = STATUS.replace("12.2.0-14+deb12u1", "12.2.0-14+deb12u2");
+        system.write("var/lib/dpkg/status", &status.replace("deinstall ok config-files", "install ok installed"));
+    }
+    system.disk()
+}
+
 /// Publishes it all; `now` is the present.
 pub(crate) fn fill(registry: &Registry, work: &Path, now: u64) {
     let begun = now - 30 * DAY;
     let base = |version: &str, number: u64| {
         let directory = work.join(format!("base-{version}"));
-        let bytes = [disk("base"), vec![u8::try_from(number).unwrap(); 1 << 20]].concat();
+        let bytes = base_disk(&work.join(format!("system-{number}")), number > 0);
         let mut artifact = dressed(sealed(&directory, &format!("b-base-{number}"), &bytes, 3), number);
         artifact.image = "golden-base".parse().unwrap();
         artifact.description = Some("Debian 12 with our keys, agents and mirrors".to_owned());
