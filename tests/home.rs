@@ -44,6 +44,12 @@ impl Home {
         Self { root }
     }
 
+    /// One in a directory that may hold something already.
+    pub fn at(root: PathBuf) -> Self {
+        std::fs::create_dir_all(&root).expect("make the test's home");
+        Self { root }
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }

@@ -5,7 +5,10 @@
 
 pub mod guest;
 pub mod home;
+pub mod other_machine;
 pub mod plain_vm;
 pub mod proxy;
 pub mod running;
+pub mod served;
 pub mod sshd;
+pub mod strace;

@@ -29,6 +29,19 @@ pub enum Firmware {
 impl PlainVm {
     /// Boots a throw-away overlay of `disk` with a fresh instance id and login key, all its files beneath `work`.
     pub fn boot(disk: &Path, work: &Path, instance: &str, firmware: Firmware) -> Self {
+        let vm = Self::start(disk, work, instance, firmware);
+        vm.wait("no login", || vm.ssh("true").status.success());
+        vm
+    }
+
+    /// Boots it until its serial console has shown `text`.
+    pub fn boot_until(disk: &Path, work: &Path, text: &str) -> Self {
+        let vm = Self::start(disk, work, "console", Firmware::Bios);
+        vm.wait(&format!("no `{text}` on the console"), || vm.console().contains(text));
+        vm
+    }
+
+    fn start(disk: &Path, work: &Path, instance: &str, firmware: Firmware) -> Self {
         fs::create_dir_all(work).expect("make the machine's directory");
         let overlay = work.join("overlay.qcow2");
         must(
@@ -56,9 +69,7 @@ impl PlainVm {
             .stderr(console)
             .spawn()
             .expect("start qemu-system-x86_64");
-        let vm = Self { child, work: work.to_owned(), ssh, http };
-        vm.wait_for_login();
-        vm
+        Self { child, work: work.to_owned(), ssh, http }
     }
 
     /// Runs `script` as root through the stock `ssh` client.
@@ -96,13 +107,13 @@ impl PlainVm {
         String::from_utf8_lossy(&fs::read(self.work.join("console.log")).unwrap_or_default()).into_owned()
     }
 
-    fn wait_for_login(&self) {
+    fn wait(&self, missing: &str, there: impl Fn() -> bool) {
         // Generous on purpose: an emulated machine with cloud-init takes about a minute on an idle host.
         let deadline = Instant::now() + Duration::from_mins(15);
-        while !self.ssh("true").status.success() {
+        while !there() {
             assert!(
                 Instant::now() < deadline,
-                "no login within 15 minutes; the console ends with:\n{}",
+                "{missing} within 15 minutes; the console ends with:\n{}",
                 tail(&self.console())
             );
             pause(Duration::from_secs(1));

@@ -10,48 +10,18 @@ mod artifacts;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output},
 };
 
 use artifacts::{artifact, fixed};
 use kiln_io::guest::Quiet;
 use kiln_registry::Registry;
-use kiln_tests::home::{Home, Ran, kiln, repository};
-
-/// `kiln serve`, ended with the test.
-struct Served {
-    child: Child,
-    url: String,
-}
-
-impl Served {
-    fn new(user: &Home, arguments: &[&str]) -> Self {
-        let mut command = user.command(&[&["serve"], arguments].concat());
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let said = lines.next().unwrap().unwrap();
-        let url = said.rsplit(' ').next().unwrap().to_owned();
-        assert!(url.starts_with("http"), "{said}");
-        // Whatever it says further on must not stop it.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, url }
-    }
-
-    /// Ends it as a user would; how it ended.
-    fn interrupt(mut self) -> Option<i32> {
-        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use kiln_tests::{
+    home::{Home, Ran, kiln, repository},
+    other_machine::OtherMachine,
+    served::Served,
+};
 
 /// Publishes `web` 1.0.0 and 1.1.0 in the user's own registry.
 fn bake(user: &Home) {
@@ -70,67 +40,6 @@ fn with_token(user: &Home, token: &str, arguments: &[&str]) -> Ran {
 
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
-}
-
-/// A network of its own, joined to ours by a cable.
-struct OtherMachine(Option<String>);
-
-const HERE: &str = "10.213.77.1";
-
-impl OtherMachine {
-    fn new() -> Self {
-        if !rustix_is_root() {
-            eprintln!("not root: the second machine shares the network of the first");
-            return Self(None);
-        }
-        let name = format!("kiln{}", std::process::id() % 100_000);
-        let (ours, theirs) = (format!("{name}a"), format!("{name}b"));
-        let ip = |arguments: &str| {
-            let done = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-            assert!(done.status.success(), "ip {arguments}: {done:?}");
-        };
-        let added = Command::new("ip").args(["netns", "add", &name]).output().unwrap();
-        if !added.status.success() {
-            eprintln!("no network of its own here, so the second machine shares that of the first: {added:?}");
-            return Self(None);
-        }
-        ip(&format!("link add {ours} type veth peer name {theirs} netns {name}"));
-        ip(&format!("addr add {HERE}/30 dev {ours}"));
-        ip(&format!("link set {ours} up"));
-        ip(&format!("-n {name} addr add 10.213.77.2/30 dev {theirs}"));
-        ip(&format!("-n {name} link set {theirs} up"));
-        Self(Some(name))
-    }
-
-    fn address(&self) -> &str {
-        if self.0.is_some() { HERE } else { "127.0.0.1" }
-    }
-
-    fn kiln(&self, user: &Home, arguments: &[&str]) -> Ran {
-        let inner = user.command(arguments);
-        let output = match &self.0 {
-            None => user.command(arguments).output().unwrap(),
-            Some(name) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", name]).arg(kiln()).args(arguments).current_dir(repository());
-                command.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-                command.stdin(Stdio::null()).output().unwrap()
-            }
-        };
-        Ran::new(arguments, &output)
-    }
-}
-
-impl Drop for OtherMachine {
-    fn drop(&mut self) {
-        if let Some(name) = &self.0 {
-            let _ = Command::new("ip").args(["netns", "del", name]).status();
-        }
-    }
-}
-
-fn rustix_is_root() -> bool {
-    Command::new("id").arg("-u").output().unwrap().stdout == b"0\n"
 }
 
 #[test]
@@ -279,7 +188,7 @@ fn the_recipes_for_consumers_do_what_they_say() {
     fs::remove_file(work.join("web-1.0.0.qcow2")).unwrap();
     run("ansible-playbook", &["-i", "localhost,", "play.yml"]);
     assert!(fs::read(work.join("web-1.0.0.qcow2")).unwrap() == fs::read(user.path("baked/1.0.0/web.qcow2")).unwrap());
-    // Terraform: what its external and http data sources take is one flat object of texts.
+    // What the external and http data sources of Terraform take is one flat object of texts.
     let by_kiln = run("kiln", &["resolve", "web@stable"]).stdout;
     let by_http = run("curl", &["-sf", &format!("{}/api/v1/images/web/resolve/stable", served.url)]).stdout;
     let flat = |bytes: &[u8]| {
@@ -288,8 +197,61 @@ fn the_recipes_for_consumers_do_what_they_say() {
         object
     };
     assert_eq!(flat(&by_kiln), flat(&by_http));
-    let hcl = blocks(&document, "hcl").concat();
+    let hcl = blocks(&document, "hcl")[1..].concat();
     assert!(
         hcl.contains("[\"kiln\", \"resolve\", \"web@stable\"]") && hcl.contains("/api/v1/images/web/resolve/stable")
     );
+}
+
+#[test]
+fn terraform_replaces_a_machine_when_the_channel_moves_and_again_when_it_goes_back() {
+    let user = Home::apart("terraform");
+    bake(&user);
+    let served = Served::new(&user, &["--listen", "127.0.0.1:0"]);
+    user.kiln(&["promote", "web", "1.0.0", "--to", "stable"]).succeeds();
+    let document = fs::read_to_string(repository().join("docs/consumers.md")).unwrap();
+    let work = user.path("work");
+    fs::create_dir_all(&work).unwrap();
+    fs::write(work.join("main.tf"), &blocks(&document, "hcl")[0]).unwrap();
+    let resolve = || {
+        let resolved =
+            user.kiln(&["resolve", "web@stable", "--registry", &served.url, "--format", "tfvars"]).succeeds();
+        fs::write(work.join("image.auto.tfvars"), resolved.stdout).unwrap();
+    };
+    let terraform = |arguments: &[&str]| {
+        let mut command = Command::new("terraform");
+        command.args(arguments).arg("-no-color").current_dir(&work).env("HOME", user.path("")).env("TF_INPUT", "0");
+        command.env("CHECKPOINT_DISABLE", "1").env_remove("TF_CLI_CONFIG_FILE").output()
+    };
+    resolve();
+    let Ok(begun) = terraform(&["init"]) else {
+        eprintln!("terraform is not on the PATH, and not in Debian: its recipe was NOT run");
+        return;
+    };
+    assert!(begun.status.success(), "{begun:?}");
+    let text = |output: Output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    // 2: there is something to do.
+    let plan = |what: &str, code| {
+        let planned = terraform(&["plan", "-detailed-exitcode"]).unwrap();
+        assert_eq!(planned.status.code(), Some(code), "{what}: {}", text(planned));
+        let planned = text(terraform(&["plan"]).unwrap());
+        assert_eq!(planned.contains("must be replaced"), code == 2, "{what}: {planned}");
+    };
+    let apply = || {
+        let applied = terraform(&["apply", "-auto-approve"]).unwrap();
+        assert!(applied.status.success(), "{}", text(applied));
+        text(terraform(&["output", "-json"]).unwrap())
+    };
+    let first = apply();
+    assert!(first.contains("\"1.0.0\"") && first.contains("/images/web/1.0.0/disk.qcow2"), "{first}");
+    resolve();
+    plan("the channel stands still", 0);
+    user.kiln(&["promote", "web", "1.1.0", "--to", "stable"]).succeeds();
+    resolve();
+    plan("the channel moved", 2);
+    assert!(apply().contains("\"1.1.0\""));
+    user.kiln(&["rollback", "web", "stable"]).succeeds();
+    resolve();
+    plan("the channel went back", 2);
+    assert_eq!(apply(), first);
 }
