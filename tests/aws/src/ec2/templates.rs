@@ -1,18 +1,21 @@
 //! Launch templates and their numbered versions.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod data;
+pub(crate) mod describe;
+
+use std::collections::BTreeMap;
 
 use kiln_core::moment::Moment;
 
 use crate::{
     ec2::{
-        filters::{Filters, Page},
         names::check,
-        tags::{self, specified},
+        tags::specified,
+        templates::describe::{write_template, write_version},
     },
     form::Form,
     refusal::Refusal,
-    world::{Tags, World},
+    world::World,
     xml::Xml,
 };
 
@@ -49,43 +52,6 @@ impl Template {
             Some(number) => number.parse().ok().filter(|number| self.versions.contains_key(number)),
         }
     }
-}
-
-/// What a template may say: what `RunInstances` knows, by the first part of a parameter's name.
-const DATA: [&str; 17] = [
-    "BlockDeviceMapping",
-    "DisableApiTermination",
-    "EbsOptimized",
-    "IamInstanceProfile",
-    "ImageId",
-    "InstanceInitiatedShutdownBehavior",
-    "InstanceMarketOptions",
-    "InstanceType",
-    "KeyName",
-    "MetadataOptions",
-    "Monitoring",
-    "NetworkInterface",
-    "Placement",
-    "SecurityGroup",
-    "SecurityGroupId",
-    "TagSpecification",
-    "UserData",
-];
-
-fn root(key: &str) -> &str {
-    key.split('.').next().unwrap_or(key)
-}
-
-fn data(form: &mut Form) -> Result<Form, Refusal> {
-    let data = form.under("LaunchTemplateData");
-    if let Some((unknown, _)) = data.pairs().find(|(key, _)| !DATA.contains(&root(key))) {
-        let message = format!("The parameter LaunchTemplateData.{unknown} is not recognized");
-        return Err(Refusal::client("UnknownParameter", message));
-    }
-    if data.pairs().next().is_none() {
-        return Err(Refusal::missing("LaunchTemplateData"));
-    }
-    Ok(data)
 }
 
 impl World {
@@ -149,7 +115,7 @@ pub(crate) fn create(world: &mut World, mut form: Form, xml: &mut Xml) -> Result
     let request = format!("{form:?}");
     let name = form.required("LaunchTemplateName")?;
     let description = form.text("VersionDescription").unwrap_or_default();
-    let data = data(&mut form)?;
+    let data = data::of(&mut form)?;
     let tags = specified(&mut form, &["launch-template"])?.remove("launch-template").unwrap_or_default();
     form.finish()?;
     let repeated = world.repeated("CreateLaunchTemplate", token.as_deref(), &request)?;
@@ -176,21 +142,13 @@ fn write(xml: &mut Xml, world: &mut World, template: &Template) {
     xml.node("launchTemplate", |xml| write_template(xml, &account, template, &tags));
 }
 
-fn write_template(xml: &mut Xml, account: &str, template: &Template, tags: &Tags) {
-    xml.text("launchTemplateId", &template.id).text("launchTemplateName", &template.name);
-    xml.text("createTime", template.created.rfc3339()).text("createdBy", format!("arn:aws:iam::{account}:user/kiln"));
-    xml.text("defaultVersionNumber", template.default);
-    xml.text("latestVersionNumber", template.versions.keys().next_back().copied().unwrap_or(template.latest));
-    tags::write(xml, tags);
-}
-
 pub(crate) fn create_version(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
     let token = form.text("ClientToken");
     let request = format!("{form:?}");
     let (id, name) = (form.text("LaunchTemplateId"), form.text("LaunchTemplateName"));
     let source = form.text("SourceVersion");
     let description = form.text("VersionDescription").unwrap_or_default();
-    let mut data = data(&mut form)?;
+    let mut data = data::of(&mut form)?;
     form.finish()?;
     let (account, created) = (world.account.clone(), world.now());
     let repeated = world.repeated("CreateLaunchTemplateVersion", token.as_deref(), &request)?;
@@ -217,43 +175,6 @@ pub(crate) fn create_version(world: &mut World, mut form: Form, xml: &mut Xml) -
     Ok(())
 }
 
-fn write_version(xml: &mut Xml, account: &str, template: &Template, number: u64, version: &Version) {
-    xml.text("launchTemplateId", &template.id).text("launchTemplateName", &template.name);
-    xml.text("versionNumber", number).text("createTime", version.created.rfc3339());
-    xml.maybe("versionDescription", Some(&version.description).filter(|text| !text.is_empty()));
-    xml.text("createdBy", format!("arn:aws:iam::{account}:user/kiln"));
-    xml.text("defaultVersion", number == template.default);
-    xml.node("launchTemplateData", |xml| write_data(xml, "", &version.data));
-}
-
-/// A request's parameters as the elements of a reply: `Name.1.Field` becomes `nameSet`, `item`, `field`.
-fn write_data(xml: &mut Xml, within: &str, data: &Form) {
-    let names: BTreeSet<&str> = data.pairs().map(|(key, _)| root(key)).collect();
-    for name in names {
-        let mut inside = data.clone();
-        let lower = name[..1].to_ascii_lowercase() + &name[1..];
-        if let Some(value) = inside.text(name) {
-            xml.text(&lower, value);
-            continue;
-        }
-        let items = inside.indexed(name);
-        if items.is_empty() {
-            xml.node(&lower, |xml| write_data(xml, name, &inside.under(name)));
-            continue;
-        }
-        let set = if within == "NetworkInterface" && name == "SecurityGroupId" {
-            "groupSet".to_owned()
-        } else {
-            lower + "Set"
-        };
-        let items: Vec<_> = items.iter().map(|at| (inside.text(at), inside.under(at))).collect();
-        xml.items(&set, items, |xml, (value, fields)| match value {
-            Some(value) => xml.value(value),
-            None => write_data(xml, name, &fields),
-        });
-    }
-}
-
 pub(crate) fn modify(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
     form.text("ClientToken");
     let (id, name) = (form.text("LaunchTemplateId"), form.text("LaunchTemplateName"));
@@ -265,79 +186,6 @@ pub(crate) fn modify(world: &mut World, mut form: Form, xml: &mut Xml) -> Result
     }
     let template = template.clone();
     write(xml, world, &template);
-    Ok(())
-}
-
-pub(crate) fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
-    let (ids, names) = (form.list("LaunchTemplateId"), form.list("LaunchTemplateName"));
-    let filters = Filters::of(&mut form, &["launch-template-name", "create-time"])?;
-    let page = Page::of(&mut form, !(ids.is_empty() && names.is_empty()), world.pace.page)?;
-    form.finish()?;
-    for id in &ids {
-        world.template(Some(id), None)?;
-    }
-    for name in &names {
-        world.template(None, Some(name))?;
-    }
-    let account = world.account.clone();
-    let all: Vec<Template> = world.here().templates.values().cloned().collect();
-    let mut found = Vec::new();
-    for template in all {
-        let tags = world.here().tags(&template.id);
-        let named = ids.contains(&template.id) || names.contains(&template.name);
-        let field =
-            |name: &str| vec![if name == "create-time" { template.created.rfc3339() } else { template.name.clone() }];
-        let open = ids.is_empty() && names.is_empty();
-        if (named || (open && world.sees(&template.id))) && filters.admit(&tags, field) {
-            found.push((template, tags));
-        }
-    }
-    let (shown, next) = page.cut(found);
-    xml.items("launchTemplates", &shown, |xml, (template, tags)| write_template(xml, &account, template, tags));
-    xml.maybe("nextToken", next);
-    Ok(())
-}
-
-pub(crate) fn describe_versions(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
-    let (id, name) = (form.text("LaunchTemplateId"), form.text("LaunchTemplateName"));
-    let wanted = form.list("LaunchTemplateVersion");
-    let filters = Filters::of(&mut form, &["image-id", "is-default-version"])?;
-    let page = Page::of(&mut form, !wanted.is_empty(), world.pace.page)?;
-    form.finish()?;
-    let account = world.account.clone();
-    let templates: Vec<Template> = if id.is_none() && name.is_none() {
-        if wanted.is_empty() || wanted.iter().any(|version| !version.starts_with('$')) {
-            return Err(Refusal::missing("LaunchTemplateId or LaunchTemplateName"));
-        }
-        world.here().templates.values().cloned().collect()
-    } else {
-        vec![world.template(id.as_deref(), name.as_deref())?.clone()]
-    };
-    let mut found = Vec::new();
-    for template in &templates {
-        let mut numbers = Vec::new();
-        for version in &wanted {
-            numbers.push(template.number(Some(version)).ok_or_else(|| no_version(version))?);
-        }
-        if wanted.is_empty() {
-            numbers = template.versions.keys().rev().copied().collect();
-        }
-        for number in numbers {
-            let version = &template.versions[&number];
-            let field = |name: &str| match name {
-                "image-id" => version.data.peek("ImageId").map(str::to_owned).into_iter().collect(),
-                _ => vec![(number == template.default).to_string()],
-            };
-            if filters.admit(&Tags::new(), field) {
-                found.push((template, number, version));
-            }
-        }
-    }
-    let (shown, next) = page.cut(found);
-    xml.items("launchTemplateVersionSet", shown, |xml, (template, number, version)| {
-        write_version(xml, &account, template, number, version);
-    });
-    xml.maybe("nextToken", next);
     Ok(())
 }
 
