@@ -118,6 +118,22 @@ pub enum GaveUp<E> {
     Stopped(E),
 }
 
+/// Calls `probe` until it says true, up to `patience`; whether it did. For callers that do not run on tokio.
+#[expect(clippy::disallowed_methods, reason = "the one place where a thread waits")]
+pub fn done_within<E>(patience: Duration, mut probe: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let start = Instant::now();
+    loop {
+        if probe()? {
+            return Ok(true);
+        }
+        if start.elapsed() >= patience {
+            return Ok(false);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// Calls `probe` until it is done, stops, the deadline passes or `cancel` fires. At least one attempt is made,
 /// and one is made at the deadline itself.
 pub async fn poll_until<T, E, F>(

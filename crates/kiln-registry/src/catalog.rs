@@ -1,6 +1,6 @@
 //! Reading: what is published, and its files out again, verified.
 
-use std::{fmt, fs, io, str::FromStr};
+use std::{fmt, io, str::FromStr};
 
 use kiln_core::{Digest, ImageName, Version, artifact::Artifact, name::InvalidName};
 
@@ -10,6 +10,7 @@ use crate::{
     damage::Damage,
     durable::failed,
     head::{Head, Listed, Record},
+    record_key,
 };
 
 /// Which version of an image: `web` (the newest), `web@1.4.0`, `web@stable` or `web@sha256:..` (the disk digest).
@@ -41,7 +42,7 @@ impl Registry {
     pub fn images(&self) -> Result<Vec<ImageSummary>, RegistryError> {
         let mut images = Vec::new();
         for image in self.names()? {
-            let head = Head::read(&self.image(&image))?;
+            let head = self.read_head(&image)?;
             if let Some(newest) = head.versions.first() {
                 images.push(ImageSummary { image, versions: head.versions.len(), newest: newest.clone() });
             }
@@ -68,7 +69,7 @@ impl Registry {
 
     /// The head of an image that has versions.
     pub(crate) fn head(&self, image: &ImageName) -> Result<Head, RegistryError> {
-        let head = Head::read(&self.image(image))?;
+        let head = self.read_head(image)?;
         if head.versions.is_empty() {
             let known = self.images()?.iter().map(|summary| summary.image.to_string()).collect();
             return Err(RegistryError::UnknownImage { image: image.clone(), registry: self.root().to_owned(), known });
@@ -100,8 +101,9 @@ impl Registry {
 
     /// The record of a version that the head lists.
     pub(crate) fn listed_record(&self, image: &ImageName, listed: &Listed) -> Result<Record, RegistryError> {
-        let path = self.record_path(image, &listed.version);
-        let record = Record::read(&path)?.ok_or_else(|| failed("read", &path)(io::ErrorKind::NotFound.into()))?;
+        let path = self.place.path(&record_key(image, &listed.version));
+        let record = self.read_record(image, &listed.version)?;
+        let record = record.ok_or_else(|| failed("read", &path)(io::ErrorKind::NotFound.into()))?;
         let named = (&record.artifact.image, &record.artifact.version);
         if record.artifact.disk.digest != listed.disk || named != (image, &listed.version) {
             return Err(RegistryError::Altered { path, expected: listed.disk, found: record.artifact.disk.digest });
@@ -113,7 +115,7 @@ impl Registry {
     pub(crate) fn records(&self) -> Result<Vec<Record>, RegistryError> {
         let mut records = Vec::new();
         for image in self.names()? {
-            let head = Head::read(&self.image(&image))?;
+            let head = self.read_head(&image)?;
             records.extend(head.versions.iter().filter_map(|listed| self.listed_record(&image, listed).ok()));
         }
         Ok(records)
@@ -144,17 +146,8 @@ impl Registry {
     }
 
     pub(crate) fn names(&self) -> Result<Vec<ImageName>, RegistryError> {
-        let directory = self.root().join("images");
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed("read", &directory)(error)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(failed("read", &directory))?;
-            names.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
-        }
+        let names = self.place.names("images").map_err(failed("read", &self.place.path("images")))?;
+        let mut names: Vec<ImageName> = names.iter().filter_map(|name| name.parse().ok()).collect();
         names.sort();
         Ok(names)
     }

@@ -1,18 +1,17 @@
 //! The log of an image: every revision of its head is first written there, once, with who, when and why.
 //!
-//! Whoever changes a head holds the lock of the image, brings an interrupted change to its end (`recover`), writes the
-//! log entry of the next revision, and then replaces the head. A change is done when the head is; one whose log entry exists
+//! Whoever changes a head holds the lock of the image (a bucket has none), brings an interrupted change to its end (`recover`),
+//! writes the log entry of the next revision, which only one can, and then replaces the head that it read. A change is done when the head is; one whose log entry exists
 //! is finished by the next who comes. A head that is lost, or older than its log, is rebuilt the same way.
-
-use std::{fs, io};
 
 use kiln_core::{ChannelName, ImageName, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Registry, RegistryError,
-    durable::{self, failed},
+    durable::failed,
     head::{FORMAT, Head, Record, State, read_json},
+    head_key, image_key,
 };
 
 /// One revision of an image.
@@ -99,72 +98,86 @@ impl Registry {
     }
 
     pub(crate) fn change(&self, image: &ImageName, rev: u64) -> Result<Option<Change>, RegistryError> {
-        read_json(&self.image(image).join("log").join(format!("{rev}.json")))
+        read_json(&*self.place, &log_key(image, rev))
     }
 
     pub(crate) fn revisions(&self, image: &ImageName) -> Result<Vec<u64>, RegistryError> {
-        let directory = self.image(image).join("log");
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed("read", &directory)(error)),
-        };
-        let mut revisions = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(failed("read", &directory))?.file_name();
-            revisions.extend(name.to_str().and_then(|name| name.strip_suffix(".json")?.parse::<u64>().ok()));
-        }
+        let folder = format!("{}/log", image_key(image));
+        let names = self.place.names(&folder).map_err(failed("read", &self.place.path(&folder)))?;
+        let mut revisions: Vec<u64> =
+            names.iter().filter_map(|name| name.strip_suffix(".json")?.parse().ok()).collect();
         revisions.sort_unstable();
         Ok(revisions)
     }
 
+    /// Does `change` with the head of `image`, under the lock of the image. Where there is no lock, somebody may be quicker: then
+    /// it is done again with the head that there is now.
+    pub(crate) fn settled<T>(
+        &self,
+        image: &ImageName,
+        mut change: impl FnMut() -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let _locked = self.place.lock(image)?;
+        let mut attempts = self.place.attempts();
+        loop {
+            attempts -= 1;
+            match change() {
+                Err(RegistryError::Raced { .. }) if attempts > 0 => {}
+                done => return done,
+            }
+        }
+    }
+
     /// The head of `image` after everything that was begun is done: revisions that are logged but not in the head, and
     /// versions whose publisher was killed between record and log. A record is written when everything it names is
-    /// stored, so such a version is complete. The caller holds the lock of the image.
+    /// stored, so such a version is complete. The caller is within [`Registry::settled`].
     pub(crate) fn recover(&self, image: &ImageName, now: u64) -> Result<Head, RegistryError> {
-        let mut head = Head::read(&self.image(image))?;
-        let records = self.unlisted_records(image, &head)?;
-        if let Some(rev) = self.revisions(image)?.last().copied().filter(|rev| *rev > head.rev)
-            && let Some(change) = self.change(image, rev)?
-        {
-            (head.rev, head.state) = (rev, change.state);
-            let retired = &head.state.retired;
-            head.versions.retain(|listed| !retired.contains_key(&listed.version));
-            if let Action::Publish { versions } = &change.action {
-                let missing = head.unlisted(&records).into_iter();
-                let listed: Vec<_> = missing.filter(|record| versions.contains(&record.artifact.version)).collect();
-                for record in listed {
-                    head.versions.insert(0, record.listed());
-                }
-            }
-            // The name of the log entry may be younger than the last sync.
-            durable::sync_directory_of(&self.image(image).join("log/entry"))?;
-            self.write_json(&head)?.replace(&self.image(image).join("head.json"))?;
-        }
+        let head = self.finished(image)?;
         // A retired version keeps its record, so that its name never means another disk.
-        let unlisted: Vec<_> =
-            records.into_iter().filter(|record| !head.state.retired.contains_key(&record.artifact.version)).collect();
+        let mut unlisted = self.unlisted_records(image, &head)?;
+        unlisted.retain(|record| !head.state.retired.contains_key(&record.artifact.version));
         self.list(image, &head, &unlisted, "recovery", now)
+    }
+
+    /// The head of `image` with every revision that is logged.
+    pub(crate) fn finished(&self, image: &ImageName) -> Result<Head, RegistryError> {
+        let mut head = self.read_head(image)?;
+        let Some(rev) = self.revisions(image)?.last().copied().filter(|rev| *rev > head.rev) else { return Ok(head) };
+        let Some(change) = self.change(image, rev)? else { return Ok(head) };
+        (head.rev, head.state) = (rev, change.state);
+        let retired = &head.state.retired;
+        head.versions.retain(|listed| !retired.contains_key(&listed.version));
+        if let Action::Publish { versions } = &change.action {
+            let records = self.unlisted_records(image, &head)?;
+            let missing = head.unlisted(&records).into_iter();
+            let published: Vec<_> = missing.filter(|record| versions.contains(&record.artifact.version)).collect();
+            for record in published {
+                head.versions.insert(0, record.listed());
+            }
+        }
+        // The name of the log entry may be younger than the last sync.
+        self.place.settle(&format!("{}/log", image_key(image)))?;
+        self.replace_head(image, head)
+    }
+
+    /// Puts `head` in the place of the one it was made of.
+    fn replace_head(&self, image: &ImageName, head: Head) -> Result<Head, RegistryError> {
+        match self.place.replace(&head_key(image), &self.json(&head)?, &head.mark)? {
+            Some(mark) => Ok(Head { mark, ..head }),
+            None => Err(RegistryError::Raced { image: image.clone(), rev: head.rev }),
+        }
     }
 
     /// The records of `image` that `head` does not list.
     fn unlisted_records(&self, image: &ImageName, head: &Head) -> Result<Vec<Record>, RegistryError> {
-        let directory = self.image(image).join("v");
+        let folder = format!("{}/v", image_key(image));
         let mut records = Vec::new();
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            // The first publish was killed before it made the directory.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(records),
-            Err(error) => return Err(failed("read", &directory)(error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(failed("read", &directory))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
+        for name in self.place.names(&folder).map_err(failed("read", &self.place.path(&folder)))? {
             let Some(version) = name.strip_suffix(".json").and_then(|name| name.parse::<Version>().ok()) else {
                 continue;
             };
             if head.lists(&version).is_none() {
-                records.extend(Record::read(&entry.path())?);
+                records.extend(self.read_record(image, &version)?);
             }
         }
         Ok(records)
@@ -204,12 +217,22 @@ impl Registry {
         next.format = FORMAT;
         let rev = next.rev;
         let change = Change { format: FORMAT, rev, at, by: by.to_owned(), reason, action, state: next.state.clone() };
-        let directory = self.image(image).join("log");
-        durable::directory(&directory)?;
-        if !self.write_json(&change)?.create(&directory.join(format!("{rev}.json")))? {
+        if !self.place.create(&log_key(image, rev), &self.json(&change)?)? {
             return Err(RegistryError::Raced { image: image.clone(), rev });
         }
-        self.write_json(&next)?.replace(&self.image(image).join("head.json"))?;
-        Ok(next)
+        match self.replace_head(image, next) {
+            // It is logged, so it is done, by us or by somebody who finds it; nobody is told before the head says so.
+            Err(RegistryError::Raced { .. }) => loop {
+                match self.finished(image) {
+                    Err(RegistryError::Raced { .. }) => {}
+                    finished => return finished,
+                }
+            },
+            replaced => replaced,
+        }
     }
+}
+
+fn log_key(image: &ImageName, rev: u64) -> String {
+    format!("{}/log/{rev}.json", image_key(image))
 }

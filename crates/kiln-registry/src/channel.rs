@@ -8,6 +8,7 @@ use crate::{
     Action, Change, Registry, RegistryError, Selector,
     head::{Channel, Head, Listed},
     lineage::Parent,
+    place::Lease,
 };
 
 /// Who changes something, when, and why.
@@ -119,22 +120,23 @@ impl Registry {
         sound(channel)?;
         self.head(image)?;
         let _leased = self.lease()?;
-        let _locked = crate::publish::lock(&self.image(image).join("lock"))?;
-        let mut head = self.recover(image, intent.now)?;
-        if head.state.restricted.contains(channel) == restricted {
-            return Ok(false);
-        }
-        let action = if restricted {
-            let now = head.state.channels.get(channel).and_then(|now| head.lists(&now.version));
-            now.map(|now| self.refuse_unworthy(image, channel, now)).transpose()?;
-            head.state.restricted.insert(channel.clone());
-            Action::Restrict { channel: channel.clone() }
-        } else {
-            head.state.restricted.remove(channel);
-            Action::Unrestrict { channel: channel.clone() }
-        };
-        self.commit(image, head, action, (&intent.by, intent.now), intent.reason.clone())?;
-        Ok(true)
+        self.settled(image, || {
+            let mut head = self.recover(image, intent.now)?;
+            if head.state.restricted.contains(channel) == restricted {
+                return Ok(false);
+            }
+            let action = if restricted {
+                let now = head.state.channels.get(channel).and_then(|now| head.lists(&now.version));
+                now.map(|now| self.refuse_unworthy(image, channel, now)).transpose()?;
+                head.state.restricted.insert(channel.clone());
+                Action::Restrict { channel: channel.clone() }
+            } else {
+                head.state.restricted.remove(channel);
+                Action::Unrestrict { channel: channel.clone() }
+            };
+            self.commit(image, head, action, (&intent.by, intent.now), intent.reason.clone())?;
+            Ok(true)
+        })
     }
 
     fn change_channel(
@@ -143,35 +145,37 @@ impl Registry {
         channel: &ChannelName,
         expected: Option<&Version>,
         intent: &Intent,
-        decide: impl FnOnce(&Head) -> Result<(Listed, Action), RegistryError>,
+        decide: impl Fn(&Head) -> Result<(Listed, Action), RegistryError>,
     ) -> Result<Moved, RegistryError> {
         self.head(image)?;
-        let _leased = self.lease()?;
-        let _locked = crate::publish::lock(&self.image(image).join("lock"))?;
-        let mut head = self.recover(image, intent.now)?;
-        let now = head.state.channels.get(channel).cloned();
-        let from = now.as_ref().map(|channel| channel.version.clone());
-        if let Some(expected) = expected.filter(|expected| from.as_ref() != Some(expected)) {
-            return Err(RegistryError::Moved {
-                image: image.clone(),
-                channel: channel.clone(),
-                expected: expected.to_string(),
-                found: from.map_or("nothing".to_owned(), |version| version.to_string()),
-            });
-        }
-        let (to, action) = decide(&head)?;
-        if let Some(now) = now.filter(|now| now.version == to.version) {
-            return Ok(Moved { from, to: to.version, rev: now.rev, already: true });
-        }
-        self.stored_completely(image, &to)?;
-        if head.state.restricted.contains(channel) {
-            self.refuse_unworthy(image, channel, &to)?;
-        }
-        let (version, disk, rev) = (to.version.clone(), to.disk, head.rev + 1);
-        let pointer = Channel { version, disk, since: intent.now, by: intent.by.clone(), rev };
-        head.state.channels.insert(channel.clone(), pointer);
-        self.commit(image, head, action, (&intent.by, intent.now), intent.reason.clone())?;
-        Ok(Moved { from, to: to.version, rev, already: false })
+        let leased = self.lease()?;
+        self.settled(image, || {
+            let mut head = self.recover(image, intent.now)?;
+            let now = head.state.channels.get(channel).cloned();
+            let from = now.as_ref().map(|channel| channel.version.clone());
+            if let Some(expected) = expected.filter(|expected| from.as_ref() != Some(expected)) {
+                return Err(RegistryError::Moved {
+                    image: image.clone(),
+                    channel: channel.clone(),
+                    expected: expected.to_string(),
+                    found: from.map_or("nothing".to_owned(), |version| version.to_string()),
+                });
+            }
+            let (to, action) = decide(&head)?;
+            if let Some(now) = now.filter(|now| now.version == to.version) {
+                return Ok(Moved { from, to: to.version, rev: now.rev, already: true });
+            }
+            self.stored_completely(image, &to)?;
+            if head.state.restricted.contains(channel) {
+                self.refuse_unworthy(image, channel, &to)?;
+            }
+            leased.as_ref().map_or(Ok(()), Lease::check)?;
+            let (version, disk, rev) = (to.version.clone(), to.disk, head.rev + 1);
+            let pointer = Channel { version, disk, since: intent.now, by: intent.by.clone(), rev };
+            head.state.channels.insert(channel.clone(), pointer);
+            self.commit(image, head, action, (&intent.by, intent.now), intent.reason.clone())?;
+            Ok(Moved { from, to: to.version, rev, already: false })
+        })
     }
 
     /// The version to go back to: the latest before the present one that is still there and not revoked.
@@ -194,12 +198,12 @@ impl Registry {
     /// Whether every blob of a version is there with its length; its bytes are compared when it is exported.
     fn stored_completely(&self, image: &ImageName, listed: &Listed) -> Result<(), RegistryError> {
         let content = self.content(&self.listed_record(image, listed)?)?;
-        for segment in &content.segments {
-            let length = std::fs::metadata(self.blob(&segment.blob.digest)).map(|metadata| metadata.len());
-            if length.ok() != Some(segment.blob.size) {
-                // Says which, sets it aside and names the harmed.
-                self.blob_bytes(&segment.blob).map_err(|damage| self.set_aside(damage))?;
-            }
+        let blobs: BTreeMap<_, _> =
+            content.segments.iter().map(|segment| (segment.blob.digest, &segment.blob)).collect();
+        let sizes: Vec<_> = blobs.values().map(|blob| (blob.digest, blob.size)).collect();
+        for digest in self.missing(&sizes) {
+            // Says which, sets it aside and names the harmed.
+            self.blob_bytes(blobs[&digest]).map_err(|damage| self.set_aside(damage))?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::{
     Registry, RegistryError,
     content::{Content, Descriptor},
     damage::Damage,
-    head::{Head, Record},
+    head::Record,
 };
 
 /// Something that is not as it should be.
@@ -56,8 +56,7 @@ impl Registry {
         let mut report = Report::default();
         let mut needs = Needs::default();
         for image in self.names()? {
-            let directory = self.image(&image);
-            let head = match Head::read(&directory) {
+            let head = match self.read_head(&image) {
                 Ok(head) => head,
                 Err(error) => {
                     report.findings.push(finding(&error, vec![image.to_string()]));
@@ -156,8 +155,8 @@ impl Registry {
 
     /// Reads one blob in pieces: whole files of other formats may be large.
     fn check_blob(&self, blob: &Descriptor) -> Result<(), Damage> {
-        let mut open = self.open_blob(blob)?;
-        let found = kiln_disk::seal::digest_of(&mut open.file);
+        let open = self.sized_blob(blob)?;
+        let found = kiln_disk::seal::digest_of(&mut open.stored.reader());
         open.judge(found.map_err(|error| open.unread(error))?)
     }
 

@@ -1,19 +1,14 @@
 //! Blobs that are not what their name says: never used, set aside, and named with the versions they harm.
 
-use std::{
-    fs,
-    io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
-    path::PathBuf,
-};
+use std::io;
 
 use kiln_core::Digest;
-use kiln_io::random::nonce;
 
 use crate::{
     Registry, RegistryError,
     content::{Content, Descriptor},
-    durable::{self, failed},
+    durable::failed,
+    place::{Mark, StoredBlob},
 };
 
 /// What is wrong with a blob.
@@ -28,10 +23,10 @@ pub(crate) enum Problem {
     Missing,
     /// The file system cannot read it now; it may be able to later.
     Unread(io::Error),
-    /// Its bytes are not those that its name says. With the inode that was read.
+    /// Its bytes are not those that its name says. With the mark of what was read.
     Altered {
         what: String,
-        inode: u64,
+        mark: Mark,
     },
     /// The blob is what its name says, but what it holds is not what the version says.
     Contradicts(String),
@@ -47,13 +42,12 @@ impl Damage {
 
 /// A blob of the right length, open for reading; its bytes are still to be judged.
 #[derive(Debug)]
-pub(crate) struct OpenBlob {
-    pub(crate) file: fs::File,
+pub(crate) struct SizedBlob {
+    pub(crate) stored: StoredBlob,
     digest: Digest,
-    inode: u64,
 }
 
-impl OpenBlob {
+impl SizedBlob {
     /// It could not be read.
     pub(crate) fn unread(&self, error: io::Error) -> Damage {
         unread(self.digest, error)
@@ -64,7 +58,7 @@ impl OpenBlob {
         if found == self.digest {
             return Ok(());
         }
-        let problem = Problem::Altered { what: format!("it has the digest {found}"), inode: self.inode };
+        let problem = Problem::Altered { what: format!("it has the digest {found}"), mark: self.stored.mark().clone() };
         Err(Damage { blob: self.digest, problem })
     }
 }
@@ -79,28 +73,28 @@ fn unread(blob: Digest, error: io::Error) -> Damage {
 
 impl Registry {
     /// Opens a blob; one of another length is not looked at any further.
-    pub(crate) fn open_blob(&self, blob: &Descriptor) -> Result<OpenBlob, Damage> {
-        let failed = |error| unread(blob.digest, error);
-        let file = fs::File::open(self.blob(&blob.digest)).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if metadata.len() != blob.size {
-            let what = format!("it has {} bytes instead of {}", metadata.len(), blob.size);
-            return Err(Damage { blob: blob.digest, problem: Problem::Altered { what, inode: metadata.ino() } });
+    pub(crate) fn sized_blob(&self, blob: &Descriptor) -> Result<SizedBlob, Damage> {
+        let opened =
+            self.place.open(&blob.digest).and_then(|stored| stored.ok_or_else(|| io::ErrorKind::NotFound.into()));
+        let stored = opened.map_err(|error| unread(blob.digest, error))?;
+        if stored.size() != blob.size {
+            let what = format!("it has {} bytes instead of {}", stored.size(), blob.size);
+            return Err(Damage { blob: blob.digest, problem: Problem::Altered { what, mark: stored.mark().clone() } });
         }
-        Ok(OpenBlob { file, digest: blob.digest, inode: metadata.ino() })
+        Ok(SizedBlob { stored, digest: blob.digest })
     }
 
     /// The bytes of a blob, when they are what its name says. Reads no more than its size.
     pub(crate) fn blob_bytes(&self, blob: &Descriptor) -> Result<Vec<u8>, Damage> {
-        let mut open = self.open_blob(blob)?;
+        let open = self.sized_blob(blob)?;
         let mut bytes = vec![0; usize::try_from(blob.size).unwrap_or(usize::MAX)];
-        let read = open.file.read_exact(&mut bytes);
+        let read = open.stored.read_exact_at(&mut bytes, 0);
         read.map_err(|error| open.unread(error))?;
         open.judge(Digest::of(&bytes))?;
         Ok(bytes)
     }
 
-    /// Renames a bad blob, so that nobody uses it and the next publish of the same bytes brings it again. Names the
+    /// Takes a bad blob out of use, so that nobody reads it and the next publish of the same bytes brings it again. Names the
     /// versions that need it.
     pub(crate) fn set_aside(&self, damage: Damage) -> RegistryError {
         let blob = self.blob(&damage.blob);
@@ -109,29 +103,13 @@ impl Registry {
             Problem::Unread(error) => return failed("read", &blob)(error),
             Problem::Missing => "it is missing".to_owned(),
             Problem::Contradicts(what) => what,
-            Problem::Altered { what, inode } => match self.move_aside(&damage.blob, inode) {
+            Problem::Altered { what, mark } => match self.place.set_aside(&damage.blob, &mark) {
                 Ok(Some(to)) => format!("{what}; it was moved to `{}`", to.display()),
                 Ok(None) => what,
                 Err(error) => format!("{what}; it could not be moved aside: {error}"),
             },
         };
         RegistryError::Damaged { blob, problem, harmed }
-    }
-
-    /// Only the file that was read is moved: meanwhile a sound one may have taken its place.
-    fn move_aside(&self, digest: &Digest, inode: u64) -> Result<Option<PathBuf>, RegistryError> {
-        let blob = self.blob(digest);
-        let directory = self.root().join("damaged");
-        durable::directory(&directory)?;
-        let _alone = crate::publish::lock(&directory.join("lock"))?;
-        match fs::symlink_metadata(&blob) {
-            Ok(metadata) if metadata.ino() == inode => {}
-            _ => return Ok(None),
-        }
-        let to = directory.join(format!("{}.{}", digest.hex(), &nonce()[..8]));
-        fs::rename(&blob, &to).map_err(failed("move aside", &blob))?;
-        durable::sync_directory_of(&blob)?;
-        Ok(Some(to))
     }
 
     /// The versions whose manifest, config or segments are the blob `digest`, as far as they can be read.

@@ -2,9 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fs::File,
     io,
-    os::unix::fs::FileExt as _,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -90,7 +88,7 @@ impl StoredDisk {
     fn expand(&self, segment: &StoredSegment, number: usize, chunk: Chunk) -> Option<Vec<u8>> {
         let before: usize = segment.chunks[..number].iter().map(stored_length).sum();
         let mut frame = vec![0; stored_length(&chunk)];
-        let blob = File::open(self.registry.blob(&segment.blob.digest)).ok()?;
+        let blob = self.registry.open_blob(&segment.blob.digest).ok()?;
         blob.read_exact_at(&mut frame, before as u64).ok()?;
         segment::expand(&[chunk], &frame).ok()
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -140,7 +140,8 @@ pub(crate) fn bring(
         (hash(&mut file, None, source, watch)?, file)
     } else {
         let mut file = create_file(&path)?;
-        (copy(source, &mut file, &path, metadata.len(), watch)?, file)
+        let mut input = File::open(source).map_err(failed("open", source))?;
+        (copy(&mut input, source, &mut file, &path, metadata.len(), watch)?, file)
     };
     if found != expected {
         return Err(RegistryError::Altered { path: source.to_owned(), expected, found });
@@ -151,20 +152,20 @@ pub(crate) fn bring(
     Ok(temporary)
 }
 
-/// Copies `source` into the new file `output`, which is called `path` in errors, hashing on the way.
+/// Copies `input`, which is called `source` in errors, into the new file `output`, which is called `path`, hashing on the way.
 pub(crate) fn copy(
+    input: &mut dyn io::Read,
     source: &Path,
     output: &mut File,
     path: &Path,
     bytes: u64,
     watch: &dyn Fn(u64) -> bool,
 ) -> Result<Digest, RegistryError> {
-    let mut input = File::open(source).map_err(failed("open", source))?;
-    hash(&mut input, Some((output, path, bytes)), source, watch)
+    hash(input, Some((output, path, bytes)), source, watch)
 }
 
 fn hash(
-    input: &mut File,
+    input: &mut dyn io::Read,
     mut output: Option<(&mut File, &Path, u64)>,
     source: &Path,
     watch: &dyn Fn(u64) -> bool,

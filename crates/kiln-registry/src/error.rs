@@ -25,6 +25,16 @@ pub enum RegistryError {
     Locked { path: PathBuf, holder: String },
     #[error("the registry `{path}` is on {filesystem}, where locks and renames are not reliable")]
     RemoteFilesystem { path: PathBuf, filesystem: &'static str },
+    #[error("`{path}` is not a registry yet: it has no `registry.json`")]
+    NotInitialised { path: PathBuf },
+    #[error("`{path}` cannot hold a registry: {problem}")]
+    Unsound { path: PathBuf, problem: String },
+    #[error("somebody collects what is not needed in the registry `{path}`")]
+    Collecting { path: PathBuf },
+    #[error(
+        "the lease on the registry `{path}` was lost: this process was stopped for too long, and others went on without it"
+    )]
+    LeaseLost { path: PathBuf },
     #[error("`{path}` is not a kiln registry: it has files, but no `oci-layout`")]
     NotARegistry { path: PathBuf },
     #[error("{image} {version} is already published with the disk {published}; this one has the disk {offered}")]
@@ -155,7 +165,15 @@ impl RegistryError {
                 Some(format!("name the version: `kiln revoke {image} {points_to}`"))
             }
             Self::Busy { .. } => Some("run the same command again when it is done; nothing was removed".to_owned()),
-            Self::Raced { .. } => Some("run the same command again".to_owned()),
+            Self::Raced { .. } | Self::LeaseLost { .. } => Some("run the same command again".to_owned()),
+            Self::Collecting { .. } => Some("run the same command again when it is done".to_owned()),
+            Self::NotInitialised { path } => Some(format!(
+                "`kiln registry init --registry '{}'` tries whether it can hold one, and makes it one",
+                path.display()
+            )),
+            Self::Unsound { .. } => {
+                Some("use a store whose conditional writes hold, such as Amazon S3, or a local directory".to_owned())
+            }
             Self::Content { .. } => Some("`kiln registry verify` checks all versions".to_owned()),
             Self::Altered { .. } => Some("the file was changed after it was sealed; bake the image again".to_owned()),
             Self::UnknownImage { known, .. } if known.is_empty() => {

@@ -1,18 +1,14 @@
 //! Exporting: a file of a version out of the registry, verified.
 
-use std::{
-    fs::{self, File},
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-};
+use std::{fs::File, path::Path};
 
 use kiln_core::artifact::{self, Artifact};
 use kiln_disk::{SEGMENT, ordered::ordered};
 use kiln_io::fs::Unnamed;
 
 use crate::{
-    Reference, Registry, RegistryError, Selector,
-    damage::{Damage, Problem},
+    Lease, Reference, Registry, RegistryError, Selector,
+    content::Descriptor,
     durable::{self, failed},
     head::Record,
     lay_down::{Form, Plain, Sink as _, Sparse},
@@ -84,7 +80,7 @@ impl Registry {
     }
 
     /// Keeps the blobs of `record` from being collected.
-    fn lease_of(&self, record: &Record) -> Result<Option<File>, RegistryError> {
+    fn lease_of(&self, record: &Record) -> Result<Option<Lease>, RegistryError> {
         let lease = self.lease()?;
         // Before the lease it may have been retired, and its blobs collected.
         let Artifact { image, version, .. } = &record.artifact;
@@ -106,14 +102,11 @@ impl Registry {
             format: format.to_owned(),
             stored: record.artifact.files.iter().map(|file| file.format.clone()).collect(),
         })?;
-        let blob = self.blob(&file.sha256);
-        let inode = fs::metadata(&blob).map(|metadata| metadata.ino());
-        let inode = inode.map_err(|_| self.set_aside(Damage { blob: file.sha256, problem: Problem::Missing }))?;
-        let found = durable::copy(&blob, &mut to.file, to.path, file.bytes, watch)?;
-        if found != file.sha256 {
-            let what = format!("it has the digest {found}");
-            return Err(self.set_aside(Damage { blob: file.sha256, problem: Problem::Altered { what, inode } }));
-        }
+        let blob = Descriptor { media_type: String::new(), digest: file.sha256, size: file.bytes };
+        let open = self.sized_blob(&blob).map_err(|damage| self.set_aside(damage))?;
+        let path = self.blob(&file.sha256);
+        let found = durable::copy(&mut open.stored.reader(), &path, &mut to.file, to.path, file.bytes, watch)?;
+        open.judge(found).map_err(|damage| self.set_aside(damage))?;
         Ok(file.clone())
     }
 

@@ -2,23 +2,25 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    io::{self, Read as _},
-    path::Path,
+    io,
 };
 
 use kiln_core::{
-    ChannelName, Digest, Version,
+    ChannelName, Digest, ImageName, Version,
     artifact::{Artifact, File},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    Registry,
     content::Descriptor,
     durable::failed,
     error::RegistryError,
+    head_key,
     lineage::{Parent, Revocation},
+    place::{Mark, Place, Records},
     proof::stored::Attestation,
+    record_key,
 };
 
 /// The format of `head.json` and of the records. 3: statements about a version stand in its record. Kilns that do not know them would
@@ -41,6 +43,9 @@ pub(crate) struct Head {
     /// What else stands in the file is carried along untouched.
     #[serde(flatten)]
     pub(crate) rest: BTreeMap<String, serde_json::Value>,
+    /// Which `head.json` this was read from.
+    #[serde(skip)]
+    pub(crate) mark: Mark,
 }
 
 /// What of an image moves, beside the list of versions.
@@ -106,12 +111,14 @@ pub struct Record {
 
 impl Head {
     pub(crate) fn empty() -> Self {
-        Self { format: FORMAT, rev: 0, versions: Vec::new(), state: State::default(), rest: BTreeMap::new() }
-    }
-
-    /// The head of the image in `directory`; empty when nothing was published yet.
-    pub(crate) fn read(directory: &Path) -> Result<Self, RegistryError> {
-        Ok(read_json(&directory.join("head.json"))?.unwrap_or_else(Self::empty))
+        Self {
+            format: FORMAT,
+            rev: 0,
+            versions: Vec::new(),
+            state: State::default(),
+            rest: BTreeMap::new(),
+            mark: Mark::default(),
+        }
     }
 
     pub(crate) fn lists(&self, version: &Version) -> Option<&Listed> {
@@ -144,41 +151,62 @@ impl Record {
     pub fn file(&self, format: &str) -> Option<&File> {
         self.artifact.files.iter().find(|file| file.format == format)
     }
+}
 
-    pub(crate) fn read(path: &Path) -> Result<Option<Self>, RegistryError> {
-        read_json(path)
+impl Registry {
+    /// The head of `image`; empty when nothing was published yet.
+    pub(crate) fn read_head(&self, image: &ImageName) -> Result<Head, RegistryError> {
+        let Some((head, mark)) = read_marked::<Head>(&*self.place, &head_key(image))? else { return Ok(Head::empty()) };
+        Ok(Head { mark, ..head })
+    }
+
+    pub(crate) fn read_record(&self, image: &ImageName, version: &Version) -> Result<Option<Record>, RegistryError> {
+        read_json(&*self.place, &record_key(image, version))
+    }
+
+    /// `value` as it is written.
+    pub(crate) fn json(&self, value: &impl Serialize) -> Result<Vec<u8>, RegistryError> {
+        let mut bytes = serde_json::to_vec_pretty(value)
+            .map_err(|source| RegistryError::Unreadable { path: self.root().to_owned(), source })?;
+        bytes.push(b'\n');
+        Ok(bytes)
     }
 }
 
-/// Whether `path`, the marker of a registry, is there and of a format that this kiln reads.
-pub(crate) fn is_known_format(path: &Path) -> Result<bool, RegistryError> {
+/// Whether the marker of a registry is there and of a format that this kiln reads.
+pub(crate) fn is_known_format(place: &impl Place) -> Result<bool, RegistryError> {
     #[derive(Deserialize)]
     struct Marker {}
-    Ok(read_json::<Marker>(path)?.is_some())
+    Ok(read_json::<Marker>(place, "registry.json")?.is_some())
 }
 
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, RegistryError> {
+pub(crate) fn read_json<T: DeserializeOwned>(
+    place: &(impl Records + ?Sized),
+    key: &str,
+) -> Result<Option<T>, RegistryError> {
+    Ok(read_marked(place, key)?.map(|(value, _)| value))
+}
+
+fn read_marked<T: DeserializeOwned>(
+    place: &(impl Records + ?Sized),
+    key: &str,
+) -> Result<Option<(T, Mark)>, RegistryError> {
     #[derive(Deserialize)]
     struct Format {
         format: u32,
     }
-    let mut bytes = Vec::new();
-    let read = fs::File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed("read", path)(error)),
-        Ok(_) if bytes.len() as u64 > LONGEST => {
-            return Err(failed("read", path)(io::Error::other("it is longer than any record is")));
-        }
-        Ok(_) => {}
+    let path = place.path(key);
+    let Some((bytes, mark)) = place.read(key, LONGEST).map_err(failed("read", &path))? else { return Ok(None) };
+    if bytes.len() as u64 > LONGEST {
+        return Err(failed("read", &path)(io::Error::other("it is longer than any record is")));
     }
     // A newer format may not parse as ours, so its number is looked at first.
     if let Ok(Format { format: found }) = serde_json::from_slice::<Format>(&bytes)
         && found > FORMAT
     {
-        return Err(RegistryError::NewerFormat { path: path.to_owned(), found, known: FORMAT });
+        return Err(RegistryError::NewerFormat { path, found, known: FORMAT });
     }
     serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|source| RegistryError::Unreadable { path: path.to_owned(), source })
+        .map(|value| Some((value, mark)))
+        .map_err(|source| RegistryError::Unreadable { path, source })
 }

@@ -1,4 +1,4 @@
-//! Catalog of images and versions in a directory: what is published, and its files.
+//! Catalog of images and versions in a directory or a bucket: what is published, and its files.
 //!
 //! ```text
 //! registry.json                    the format of this registry
@@ -7,10 +7,11 @@
 //! images/<name>/v/<version>.json   one record for each version, written once, after the blobs it names
 //! images/<name>/log/<rev>.json     what each revision of the head changed: who, when, why. Written once, before the head
 //! images/<name>/head.json          versions and channels; replaced last. What it lists is published
-//! images/<name>/lock               held while a record and the head are written
 //! damaged/                         blobs that were not what their name said
-//! tmp/                             files that are being written; `tmp/lock` is shared by all who publish or export
 //! ```
+//!
+//! A directory has `tmp/` besides, for files that are being written and the locks, and `images/<name>/lock`; a bucket has
+//! `leases/` and `collecting`.
 //!
 //! A version is an OCI image manifest. Its layers are the 4 MiB segments of the disk in order, each 64 independent zstd
 //! frames, so any two versions share the segments that they have in common, and `zstd -d` of the layers, one behind the
@@ -24,6 +25,7 @@ mod channel;
 mod check;
 pub mod compare;
 mod content;
+mod copy;
 mod damage;
 mod disk;
 mod durable;
@@ -34,6 +36,9 @@ mod head;
 mod lay_down;
 mod lineage;
 mod listing;
+mod objects;
+mod place;
+mod probe;
 pub mod proof;
 mod publish;
 mod receive;
@@ -43,13 +48,18 @@ mod store;
 mod view;
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use kiln_core::{Digest, ImageName, Version};
 use kiln_io::signing::SigningKey;
+
+use self::{
+    durable::failed,
+    place::{Place, Records as _, bucket::Bucket, directory::Directory},
+};
 
 pub use self::{
     catalog::{ImageSummary, Reference, Selector},
@@ -58,11 +68,14 @@ pub use self::{
     check::{Finding, Report},
     compare::Difference,
     content::{Content, Descriptor, LONGEST_CONFIG, LONGEST_MANIFEST, StoredSegment},
+    copy::Copied,
     disk::StoredDisk,
     error::{RegistryError, Shortage},
     head::{Channel, Listed, Record},
     lineage::{Outdated, Parent, Revocation, Revoked},
     listing::{Entry, Listing},
+    objects::{Condition, Folder, Meta, Objects, Tag},
+    place::{Lease, StoredBlob},
     proof::{
         keys::{KeyStore, KeysError},
         stored::Attestation,
@@ -81,10 +94,11 @@ const OCI_LAYOUT: &str = "{\"imageLayoutVersion\":\"1.0.0\"}\n";
 /// The content of `registry.json`: `"format"` grows when an older kiln could not read what is there.
 const MARKER: &str = "{\"format\":2}\n";
 
-/// A registry in a local directory. Cheap to clone; nothing is held open between calls.
+/// A registry in a local directory or in a bucket. Cheap to clone; no file is held open between calls.
 #[derive(Debug, Clone)]
 pub struct Registry {
     root: PathBuf,
+    place: Arc<dyn Place>,
     signer: Option<Arc<SigningKey>>,
     trust: Arc<Trust>,
 }
@@ -101,7 +115,7 @@ impl Registry {
             // A publish that was killed before it wrote `registry.json` leaves `tmp` and nothing else. The marker is
             // looked for after the listing: it is there before anything else is.
             let others = entries.any(|entry| entry.is_ok_and(|entry| entry.file_name() != "tmp"));
-            if others && !head::is_known_format(&root.join("registry.json"))? {
+            if others && !head::is_known_format(&Directory::new(root))? {
                 let path = root.to_owned();
                 let first_form = root.join("oci-layout").exists() && root.join("images").exists();
                 return Err(if first_form {
@@ -111,7 +125,42 @@ impl Registry {
                 });
             }
         }
-        Ok(Self { root: root.to_owned(), signer: None, trust: Arc::default() })
+        Ok(Self::at(root.to_owned(), Arc::new(Directory::new(root))))
+    }
+
+    /// The registry in a bucket. Refuses one that `kiln registry init` did not make a registry.
+    pub fn in_bucket(objects: Arc<dyn Objects>) -> Result<Self, RegistryError> {
+        let root = PathBuf::from(objects.location());
+        let bucket = Bucket::new(objects);
+        if !head::is_known_format(&bucket)? {
+            return Err(RegistryError::NotInitialised { path: root });
+        }
+        Ok(Self::at(root, Arc::new(bucket)))
+    }
+
+    /// Makes a directory a registry, when its file system keeps writers apart. One that is a registry is tried again.
+    pub fn init(root: &Path) -> Result<Self, RegistryError> {
+        let registry = Self::open(root)?;
+        let shared = registry.place.share()?;
+        registry.place.prepare(None)?;
+        probe::directory(root)?;
+        drop(shared);
+        Ok(registry)
+    }
+
+    /// Makes a bucket a registry, when its store keeps writers apart that have the different `connections`. One that is a
+    /// registry is tried again.
+    pub fn init_in_bucket(connections: &[Arc<dyn Objects>]) -> Result<Self, RegistryError> {
+        probe::bucket(connections)?;
+        let first = connections.first().ok_or_else(|| RegistryError::NotInitialised { path: PathBuf::new() })?;
+        let bucket = Bucket::new(Arc::clone(first));
+        bucket.create("oci-layout", OCI_LAYOUT.as_bytes())?;
+        bucket.create("registry.json", MARKER.as_bytes())?;
+        Self::in_bucket(Arc::clone(first))
+    }
+
+    fn at(root: PathBuf, place: Arc<dyn Place>) -> Self {
+        Self { root, place, signer: None, trust: Arc::default() }
     }
 
     /// The same registry, where what is published is signed with `key`.
@@ -136,24 +185,37 @@ impl Registry {
         &self.trust
     }
 
+    /// The directory; of a bucket its name, as people write it.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Where the blob `digest` is or would be.
+    /// Where the blob `digest` is or would be, for messages.
     pub fn blob(&self, digest: &Digest) -> PathBuf {
-        self.root.join("blobs/sha256").join(digest.hex())
+        self.place.path(&place::blob_key(digest))
     }
 
-    fn temporary(&self) -> PathBuf {
-        self.root.join("tmp")
+    /// A blob, for reading; its bytes are still to be judged.
+    pub fn open_blob(&self, digest: &Digest) -> Result<StoredBlob, RegistryError> {
+        let found = self.place.open(digest).and_then(|blob| blob.ok_or_else(|| io::ErrorKind::NotFound.into()));
+        found.map_err(failed("open", &self.blob(digest)))
     }
 
-    fn image(&self, image: &ImageName) -> PathBuf {
-        self.root.join("images").join(image.as_str())
+    /// Keeps collection away until it is dropped, also when this process is killed. `None` where that needs no saying.
+    pub fn lease(&self) -> Result<Option<Lease>, RegistryError> {
+        self.place.lease()
     }
+}
 
-    fn record_path(&self, image: &ImageName, version: &Version) -> PathBuf {
-        self.image(image).join("v").join(format!("{version}.json"))
-    }
+/// Where everything of an image lies.
+pub(crate) fn image_key(image: &ImageName) -> String {
+    format!("images/{image}")
+}
+
+pub(crate) fn record_key(image: &ImageName, version: &Version) -> String {
+    format!("images/{image}/v/{version}.json")
+}
+
+pub(crate) fn head_key(image: &ImageName) -> String {
+    format!("images/{image}/head.json")
 }

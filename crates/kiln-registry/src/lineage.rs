@@ -56,7 +56,7 @@ impl Registry {
     /// The version whose qcow2 has this SHA-256.
     pub fn with_qcow2(&self, digest: &Digest) -> Result<Option<Parent>, RegistryError> {
         for image in self.names()? {
-            let Ok(head) = Head::read(&self.image(&image)) else { continue };
+            let Ok(head) = self.read_head(&image) else { continue };
             if let Some(listed) = head.versions.into_iter().find(|listed| listed.qcow2 == *digest) {
                 return Ok(Some(Parent { image, version: listed.version }));
             }
@@ -67,7 +67,7 @@ impl Registry {
     /// The version of this registry that a base is: the one it was taken from, else one with the same qcow2.
     pub(crate) fn parent(&self, base: &BaseRecord) -> Result<Option<Parent>, RegistryError> {
         if let Some(parent) = &base.parent {
-            let head = Head::read(&self.image(&parent.image))?;
+            let head = self.read_head(&parent.image)?;
             if head.lists(&parent.version).is_some_and(|listed| listed.disk == parent.disk) {
                 return Ok(Some(Parent { image: parent.image.clone(), version: parent.version.clone() }));
             }
@@ -79,7 +79,7 @@ impl Registry {
     pub fn revoked(&self, version: &Parent, now: u64) -> Result<Option<Revoked>, RegistryError> {
         let mut chain = vec![version.clone()];
         while let Some(last) = chain.last().filter(|_| chain.len() <= DEEPEST) {
-            let head = Head::read(&self.image(&last.image))?;
+            let head = self.read_head(&last.image)?;
             if let Some(revocation) = head.state.revoked.get(&last.version).filter(|revocation| revocation.at <= now) {
                 return Ok(Some(Revoked { revocation: revocation.clone(), chain }));
             }
@@ -138,7 +138,12 @@ impl Registry {
         let image = &version.image;
         self.head(image)?;
         let _leased = self.lease()?;
-        let _locked = crate::publish::lock(&self.image(image).join("lock"))?;
+        self.settled(image, || self.change_revocation(version, at, intent))?;
+        self.descendants(version)
+    }
+
+    fn change_revocation(&self, version: &Parent, at: Option<u64>, intent: &Intent) -> Result<(), RegistryError> {
+        let image = &version.image;
         let mut head = self.recover(image, intent.now)?;
         let selector = Selector { image: image.clone(), reference: Reference::Named(version.version.clone()) };
         let named = Self::select(&head, &selector)?.version.clone();
@@ -171,14 +176,14 @@ impl Registry {
             };
             self.commit(image, head, action, (&intent.by, intent.now), intent.reason.clone())?;
         }
-        self.descendants(version)
+        Ok(())
     }
 
     /// The versions that were baked on `version`, and those baked on them.
     pub fn descendants(&self, version: &Parent) -> Result<Vec<Parent>, RegistryError> {
         let mut all = Vec::new();
         for image in self.names()? {
-            for listed in Head::read(&self.image(&image))?.versions {
+            for listed in self.read_head(&image)?.versions {
                 all.extend(
                     listed.parent.map(|parent| (parent, Parent { image: image.clone(), version: listed.version })),
                 );

@@ -1,6 +1,6 @@
 //! An image as a whole, read once: its versions with their marks, its channels, and what changed since a revision.
 
-use std::{collections::BTreeMap, fs, time::SystemTime};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use kiln_core::{ChannelName, ImageName};
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Change, Registry, RegistryError,
     head::{Channel, Head, Listed},
+    head_key,
     lineage::{DEEPEST, Parent, Revoked},
 };
 
@@ -66,7 +67,7 @@ impl Registry {
     pub fn lineage(&self, version: &Parent) -> Result<Vec<Parent>, RegistryError> {
         let mut chain = vec![version.clone()];
         while let Some(last) = chain.last().filter(|_| chain.len() <= DEEPEST) {
-            let head = Head::read(&self.image(&last.image))?;
+            let head = self.read_head(&last.image)?;
             match head.lists(&last.version).and_then(|listed| listed.parent.clone()) {
                 Some(parent) => chain.push(parent),
                 None => break,
@@ -89,14 +90,12 @@ impl Registry {
 
     /// The revision that `image` has now; 0 when nothing was published.
     pub fn revision(&self, image: &ImageName) -> Result<u64, RegistryError> {
-        Ok(Head::read(&self.image(image))?.rev)
+        Ok(self.read_head(image)?.rev)
     }
 
     /// When the head of each image was replaced last, to see cheaply which of them changed.
     pub fn stamps(&self) -> Result<BTreeMap<ImageName, SystemTime>, RegistryError> {
-        let stamp = |image: &ImageName| {
-            fs::metadata(self.image(image).join("head.json")).and_then(|metadata| metadata.modified()).ok()
-        };
+        let stamp = |image: &ImageName| self.place.modified(&head_key(image));
         Ok(self.names()?.into_iter().filter_map(|image| stamp(&image).map(|stamp| (image, stamp))).collect())
     }
 }

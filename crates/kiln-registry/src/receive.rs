@@ -3,25 +3,19 @@
 //! Nothing is kept in mind between the calls. A blob that came and was collected before its version was entered is missing
 //! again, is named, and is sent again.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-};
+use std::{io::Write as _, sync::Arc};
 
-use kiln_core::{ByteSize, Digest, artifact::Artifact, plan::VersionSpec};
+use kiln_core::{Digest, artifact::Artifact, plan::VersionSpec};
 use kiln_disk::{ordered::ordered, segment};
-use kiln_io::fs::free_space;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Descriptor, Publication, Published, Record, Registry, RegistryError, Shortage,
+    Descriptor, Publication, Published, Registry, RegistryError,
     content::{Content, LONGEST_MANIFEST},
     damage::Damage,
-    durable::{self, Temporary, failed, failed_to_store},
-    head::Head,
+    durable::failed_to_store,
     lay_down::{self, Form},
+    place::{Lease, Place, Spool, blob_key},
     proof::stored::Attestation,
     publish::{calendar_prefix, is_plain, same_disk},
     store::Stored,
@@ -42,40 +36,36 @@ pub struct Offer {
 /// A blob on its way. Dropped before it is finished, it leaves nothing.
 #[derive(Debug)]
 pub struct Incoming {
-    target: std::path::PathBuf,
-    temporary: Temporary,
-    file: File,
+    place: Arc<dyn Place>,
+    spool: Spool,
     hasher: Sha256,
     digest: Digest,
     size: u64,
     bytes: u64,
-    _publishing: File,
+    _publishing: Lease,
 }
 
 impl Registry {
     /// Those of `blobs` that are not here with their size.
     pub fn missing<'a>(&self, blobs: impl IntoIterator<Item = &'a (Digest, u64)>) -> Vec<Digest> {
-        let here = |(digest, size): &(Digest, u64)| {
-            fs::metadata(self.blob(digest)).is_ok_and(|metadata| metadata.is_file() && metadata.len() == *size)
+        let blobs: Vec<_> = blobs.into_iter().collect();
+        let mut missing = Vec::new();
+        let blob = |number: u64| blobs[usize::try_from(number).unwrap_or(usize::MAX)];
+        let here = |number| self.place.size(&blob(number).0).is_ok_and(|size| size == Some(blob(number).1));
+        let note = |number, here: bool| {
+            missing.extend((!here).then(|| blob(number).0));
+            Ok::<_, std::convert::Infallible>(())
         };
-        blobs.into_iter().filter(|blob| !here(blob)).map(|(digest, _)| *digest).collect()
+        let Ok(()) = ordered(blobs.len() as u64, here, note);
+        missing
     }
 
     /// Opens a blob of exactly `size` bytes for writing.
     pub fn receive(&self, digest: Digest, size: u64) -> Result<Incoming, RegistryError> {
-        durable::directory(&self.temporary())?;
-        let publishing = self.sweep_and_share()?;
-        self.prepare_blobs()?;
-        let free = free_space(&self.temporary()).unwrap_or(u64::MAX);
-        if free < size {
-            let shortage = Shortage::Bytes { needed: ByteSize(size), free: ByteSize(free) };
-            return Err(RegistryError::Full { operation: "store", path: self.blob(&digest), shortage });
-        }
-        let temporary = Temporary::in_directory(&self.temporary());
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o444).open(temporary.path());
-        let file = file.map_err(failed("create", temporary.path()))?;
-        let target = self.blob(&digest);
-        Ok(Incoming { target, temporary, file, hasher: Sha256::new(), digest, size, bytes: 0, _publishing: publishing })
+        let publishing = self.place.share()?;
+        self.place.prepare(None)?;
+        let (place, spool) = (Arc::clone(&self.place), self.place.spool(&digest, size)?);
+        Ok(Incoming { place, spool, hasher: Sha256::new(), digest, size, bytes: 0, _publishing: publishing })
     }
 
     /// The whole blob at once.
@@ -128,19 +118,18 @@ impl Registry {
         }
         let date = calendar_prefix(&publication.date)?;
         if let VersionSpec::Fixed(version) = &publication.version
-            && let Some(record) = Record::read(&self.record_path(&artifact.image, version))?
+            && let Some(record) = self.read_record(&artifact.image, version)?
         {
             same_disk(&record, artifact)?;
         }
-        durable::directory(&self.temporary())?;
-        let _publishing = self.sweep_and_share()?;
-        self.prepare(&artifact.image)?;
+        let publishing = self.place.share()?;
+        self.place.prepare(Some(&artifact.image))?;
         let content = self.offered(offer)?;
         let parent = self.with_qcow2(&artifact.base.digest)?;
         if let Some(parent) = &parent {
             self.refuse_revoked(parent, publication.now)?;
         }
-        let newest = Head::read(&self.image(&artifact.image)).ok().and_then(|head| head.versions.into_iter().next());
+        let newest = self.read_head(&artifact.image).ok().and_then(|head| head.versions.into_iter().next());
         let previous = newest.and_then(|listed| self.listed_record(&artifact.image, &listed).ok());
         let previous = previous.and_then(|record| self.try_content(&record).ok()?.ok());
         self.expand_all(&content, previous.as_ref())?;
@@ -160,7 +149,7 @@ impl Registry {
             content: None,
             attestations: attestations.clone(),
         };
-        self.enter(artifact, stored, parent, publication, &date)
+        self.enter(artifact, stored, parent, publication, &date, &publishing)
     }
 
     /// The content of `offer`, when all its blobs are here and it is the disk that the artifact says.
@@ -214,11 +203,6 @@ impl Registry {
         };
         ordered(content.segments.len() as u64, expand, |_, expanded| expanded.map_err(|damage| self.set_aside(damage)))
     }
-
-    fn prepare_blobs(&self) -> Result<(), RegistryError> {
-        self.prepare_root()?;
-        durable::directory(&self.root().join("blobs/sha256"))
-    }
 }
 
 impl Incoming {
@@ -228,27 +212,34 @@ impl Incoming {
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), RegistryError> {
-        let path: &Path = self.temporary.path();
         self.bytes += bytes.len() as u64;
         if self.bytes > self.size {
             return Err(self.altered());
         }
         self.hasher.update(bytes);
-        self.file.write_all(bytes).map_err(failed_to_store("write", path, self.size))
+        let written = self.spool.file.write_all(bytes);
+        written.map_err(failed_to_store("write", &self.place.path(&blob_key(&self.digest)), self.size))
     }
 
     /// Makes the blob last, when its bytes are what its name says.
     pub fn finish(mut self) -> Result<(), RegistryError> {
         let found = Digest::from_bytes(std::mem::take(&mut self.hasher).finalize().into());
         if (found, self.bytes) != (self.digest, self.size) {
-            return Err(RegistryError::Altered { path: self.target, expected: self.digest, found });
+            return Err(self.refused(found));
         }
-        self.file.sync_all().map_err(failed("sync", self.temporary.path()))?;
-        self.temporary.replace(&self.target)
+        self.place.finish(self.spool, &self.digest, self.size)
     }
 
     fn altered(&self) -> RegistryError {
-        let found = Digest::from_bytes(self.hasher.clone().finalize().into());
-        RegistryError::Altered { path: self.target.clone(), expected: self.digest, found }
+        self.refused(self.found())
+    }
+
+    /// The digest of what came so far.
+    pub(crate) fn found(&self) -> Digest {
+        Digest::from_bytes(self.hasher.clone().finalize().into())
+    }
+
+    fn refused(&self, found: Digest) -> RegistryError {
+        RegistryError::Altered { path: self.place.path(&blob_key(&self.digest)), expected: self.digest, found }
     }
 }

@@ -5,29 +5,19 @@
 //! the head, then blobs that no listed version names are unlinked. Killed anywhere, the next collection goes on. When it
 //! cannot be told what a version needs, nothing is removed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
-    io,
-    time::Duration,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_core::{Digest, Version};
-use kiln_io::fs::lock_within;
 use serde::Serialize;
 
 use crate::{
     Action, Registry, RegistryError,
     channel::{self, Intent},
     content::Content,
-    durable::{self, failed},
     head::{Head, Listed},
     lay_down::Form,
     lineage::Parent,
 };
-
-/// How long a collection waits for those who publish or read.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is kept besides what channels and kept versions need. Without any rule every version is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,8 +64,7 @@ impl Registry {
     /// Removes the versions that `rules` do not keep, and every blob that no kept version needs. Fails at once when
     /// somebody publishes, exports or moves a channel.
     pub fn prune(&self, rules: &Rules, intent: &Intent) -> Result<Pruned, RegistryError> {
-        let Some(_alone) = self.alone()? else { return self.prune_dry(rules) };
-        self.sweep()?;
+        let Some(alone) = self.place.alone()? else { return self.prune_dry(rules) };
         // What was begun by somebody who is dead is finished first: it must not look unneeded.
         for image in self.names()? {
             self.recover(&image, intent.now)?;
@@ -103,33 +92,18 @@ impl Registry {
             self.commit(&image, next, action, (&intent.by, intent.now), intent.reason.clone())?;
         }
         let unneeded = self.unneeded(&needed)?;
-        for (digest, _) in &unneeded {
-            let blob = self.blob(digest);
-            fs::remove_file(&blob).map_err(failed("remove", &blob))?;
-        }
-        if !unneeded.is_empty() {
-            durable::sync_directory_of(&self.blob(&Digest::of(b"")))?;
-        }
+        self.place.remove(&unneeded, &alone)?;
         Ok(Pruned { blobs: unneeded.len(), bytes: unneeded.iter().map(|(_, bytes)| bytes).sum(), versions })
     }
 
-    /// The lock that all who publish or read blobs share, for us alone. `None` when nobody ever published.
-    fn alone(&self) -> Result<Option<File>, RegistryError> {
-        let path = self.temporary().join("lock");
-        let file = match File::options().read(true).write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed("open", &path)(error)),
-        };
-        if lock_within(&file, PATIENCE).map_err(failed("lock", &path))? {
-            Ok(Some(file))
-        } else {
-            Err(RegistryError::Busy { path: self.root().to_owned() })
-        }
-    }
-
     fn heads(&self) -> Result<BTreeMap<kiln_core::ImageName, Head>, RegistryError> {
-        self.names()?.into_iter().map(|image| Ok((image.clone(), Head::read(&self.image(&image))?))).collect()
+        self.names()?
+            .into_iter()
+            .map(|image| {
+                let head = self.read_head(&image)?;
+                Ok((image, head))
+            })
+            .collect()
     }
 
     fn decide(
@@ -204,23 +178,11 @@ impl Registry {
         Ok(needed)
     }
 
-    /// The blobs that are not in `needed`, with their sizes. A file whose name is no digest is none of ours.
+    /// The blobs that are not in `needed`, with their sizes.
     pub(crate) fn unneeded(&self, needed: &BTreeSet<Digest>) -> Result<Vec<(Digest, u64)>, RegistryError> {
-        let directory = self.root().join("blobs/sha256");
-        let entries = match fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(failed("read", &directory)(error)),
-        };
-        let mut unneeded = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(failed("read", &directory))?;
-            let digest = entry.file_name().to_str().and_then(|name| format!("sha256:{name}").parse::<Digest>().ok());
-            if let Some(digest) = digest.filter(|digest| !needed.contains(digest)) {
-                unneeded.push((digest, entry.metadata().map_or(0, |metadata| metadata.len())));
-            }
-        }
-        Ok(unneeded)
+        let mut blobs = self.place.all()?;
+        blobs.retain(|(digest, _)| !needed.contains(digest));
+        Ok(blobs)
     }
 }
 

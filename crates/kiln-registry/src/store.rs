@@ -1,6 +1,6 @@
 //! Storing a sealed image: its frames become segments, and only what is not there yet is written.
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{collections::HashSet, path::Path};
 
 use kiln_core::{
     Digest,
@@ -17,8 +17,8 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     Registry, RegistryError,
     content::{Content, Descriptor, MANIFEST_TYPE, StoredSegment, descriptor},
-    durable::{self, Temporary, failed},
     lay_down::{self, Form},
+    place,
     proof::stored::Attestation,
 };
 
@@ -36,39 +36,15 @@ pub(crate) struct Stored {
     pub(crate) attestations: Vec<Attestation>,
 }
 
-/// Blobs on their way: written first, then all synced, then all named.
+/// The blobs of one version on their way.
 struct Batch<'a> {
-    registry: &'a Registry,
     named: HashSet<Digest>,
-    written: Vec<(Temporary, Digest)>,
-    bytes: u64,
+    blobs: Box<dyn place::Batch + 'a>,
 }
 
 impl Batch<'_> {
-    /// Writes the blob unless it is there. A blob gets its name when its bytes were synced, so the name is proof enough.
     fn add(&mut self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
-        if !self.named.insert(digest) || self.registry.blob(&digest).exists() {
-            return Ok(());
-        }
-        let temporary = durable::write_unsynced(&self.registry.temporary(), bytes)?;
-        self.bytes += bytes.len() as u64;
-        self.written.push((temporary, digest));
-        Ok(())
-    }
-
-    /// Makes everything added last, and returns how many bytes were new.
-    fn commit(self) -> Result<u64, RegistryError> {
-        for (temporary, _) in &self.written {
-            // The kernel reports an error of the write-back to whoever syncs first, also through another descriptor.
-            let synced = fs::File::open(temporary.path()).and_then(|file| file.sync_all());
-            synced.map_err(failed("sync", temporary.path()))?;
-        }
-        for (temporary, digest) in self.written {
-            temporary.rename(&self.registry.blob(&digest))?;
-        }
-        // Also for the blobs that were there: their names may be younger than the last sync.
-        durable::sync_directory_of(&self.registry.blob(&Digest::of(b"")))?;
-        Ok(self.bytes)
+        if self.named.insert(digest) { self.blobs.add(digest, bytes) } else { Ok(()) }
     }
 }
 
@@ -78,11 +54,15 @@ impl Registry {
         if blobs.is_empty() {
             return Ok(0);
         }
-        let mut batch = Batch { registry: self, named: HashSet::new(), written: Vec::new(), bytes: 0 };
+        let mut batch = self.batch();
         for blob in blobs {
             batch.add(Digest::of(blob), blob)?;
         }
-        batch.commit()
+        batch.blobs.commit()
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        Batch { named: HashSet::new(), blobs: self.place.batch() }
     }
 
     /// Stores the disk of `artifact`, whose sealed qcow2 lies in `files`, and its other files. Where `previous` has the same
@@ -99,16 +79,16 @@ impl Registry {
         };
         let source = files.join(&qcow2.name);
         let sealed = SealedImage::open(&source)?;
-        let mut batch = Batch { registry: self, named: HashSet::new(), written: Vec::new(), bytes: 0 };
+        let mut batch = self.batch();
         let (content, offered, reframed) = self.store_segments(&sealed, previous, &mut batch, progress)?;
         altered(&source, qcow2.sha256, offered)?;
         altered(&source, artifact.disk.digest, content.digest())?;
-        let unwritable = |source| RegistryError::Unreadable { path: self.temporary(), source };
+        let unwritable = |source| RegistryError::Unreadable { path: self.root().to_owned(), source };
         let config = content.config().map_err(unwritable)?;
         let manifest = content.manifest(&config).map_err(unwritable)?;
         batch.add(Digest::of(&config), &config)?;
         batch.add(Digest::of(&manifest), &manifest)?;
-        let mut new_bytes = batch.commit()?;
+        let mut new_bytes = batch.blobs.commit()?;
         let mut recorded = Vec::with_capacity(artifact.files.len());
         for file in &artifact.files {
             recorded.push(match Form::of(&file.format) {
@@ -122,7 +102,7 @@ impl Registry {
                     File { bytes, sha256, ..file.clone() }
                 }
                 None => {
-                    new_bytes += self.store_file(file, files)?;
+                    new_bytes += self.place.bring(&files.join(&file.name), &file.sha256, file.bytes)?;
                     file.clone()
                 }
             });
@@ -215,17 +195,6 @@ impl Registry {
         let digest = Digest::of(&mixed.blob);
         let other = mixed != segment;
         (mixed, digest, other)
-    }
-
-    /// A file that is not made of the segments: one blob. How many bytes were new.
-    fn store_file(&self, file: &File, files: &Path) -> Result<u64, RegistryError> {
-        let blob = self.blob(&file.sha256);
-        if blob.exists() {
-            durable::sync_directory_of(&blob)?;
-            return Ok(0);
-        }
-        durable::bring(&files.join(&file.name), &self.temporary(), file.sha256, &|_| true)?.replace(&blob)?;
-        Ok(file.bytes)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    fmt, fs,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -95,11 +95,8 @@ impl Registry {
 
     /// The bytes of a blob, verified. `None` when there is none of this name, or one longer than `limit`.
     pub fn small_blob(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
-        let Ok(metadata) = fs::metadata(self.blob(digest)) else { return Ok(None) };
-        if metadata.len() > limit {
-            return Ok(None);
-        }
-        let blob = Descriptor { media_type: String::new(), digest: *digest, size: metadata.len() };
+        let Some(size) = self.place.size(digest).ok().flatten().filter(|size| *size <= limit) else { return Ok(None) };
+        let blob = Descriptor { media_type: String::new(), digest: *digest, size };
         self.blob_bytes(&blob).map(Some).map_err(|damage| self.set_aside(damage))
     }
 

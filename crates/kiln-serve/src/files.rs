@@ -1,6 +1,6 @@
 //! Versions as plain files: `/images/web/stable/disk.qcow2`, for every client that can GET.
 
-use std::{fmt::Write as _, fs::File, sync::Arc};
+use std::{fmt::Write as _, sync::Arc};
 
 use axum::{
     body::Body,
@@ -101,10 +101,9 @@ fn representation(app: &App, record: &Record, format: &str, immutable: bool) -> 
         app.registry.view(record, format)?;
         return Err(RegistryError::NoQcow2 { image: artifact.image.clone() });
     };
-    let path = app.registry.blob(&stored.sha256);
-    let file = File::open(&path).map_err(|source| RegistryError::Io { operation: "open", path, source })?;
+    let blob = app.registry.open_blob(&stored.sha256)?;
     Ok(Representation {
-        source: Source::Blob(Arc::new(file), stored.sha256),
+        source: Source::Blob(Arc::new(blob), stored.sha256),
         size: stored.bytes,
         etag: stored.sha256.hex(),
         sha256,

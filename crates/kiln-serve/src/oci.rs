@@ -2,7 +2,7 @@
 //!
 //! A repository is an image; its tags are the versions and channels. `+` cannot stand in a tag and is written `_`.
 
-use std::{fs::File, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
@@ -12,7 +12,7 @@ use axum::{
 };
 use bytes::Bytes;
 use kiln_core::{Digest, ImageName};
-use kiln_registry::{Record, Reference, RegistryError, Selector};
+use kiln_registry::{Record, Reference, Selector};
 use serde_json::json;
 
 use crate::{
@@ -229,14 +229,13 @@ pub(crate) async fn blob_of(
             if closed && !app.registry.names_blob(&image, &blob)? {
                 return Ok(None);
             }
-            let path = app.registry.blob(&blob);
-            let Ok(file) = File::open(&path) else { return Ok(None) };
-            let size = file.metadata().map_err(|source| RegistryError::Io { operation: "read", path, source })?.len();
+            let Ok(stored) = app.registry.open_blob(&blob) else { return Ok(None) };
+            let size = stored.size();
             if size <= SMALL {
                 let bytes = app.registry.small_blob(&blob, SMALL)?;
                 return Ok(bytes.map(|bytes| (Source::Memory(Bytes::from(bytes)), size)));
             }
-            Ok(Some((Source::Blob(Arc::new(file), blob), size)))
+            Ok(Some((Source::Blob(Arc::new(stored), blob), size)))
         })
         .await?;
     let Some((source, size)) = found else { return Ok(None) };

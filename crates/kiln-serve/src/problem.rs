@@ -121,7 +121,9 @@ impl From<RegistryError> for Problem {
                 return problem;
             }
             E::Unproven { .. } => of(StatusCode::FORBIDDEN, "unproven"),
-            E::Busy { .. } | E::Raced { .. } => of(StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            E::Busy { .. } | E::Raced { .. } | E::Collecting { .. } | E::LeaseLost { .. } => {
+                of(StatusCode::SERVICE_UNAVAILABLE, "busy")
+            }
             _ => return Self::internal(chain(&error)),
         };
         problem.hint = error.hint().filter(|_| !matches!(error, E::Incomplete { .. } | E::Conflict { .. }));

@@ -241,7 +241,7 @@ async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> R
 
 /// Whether the registry can be read.
 async fn ready(State(app): State<Arc<App>>) -> Response<Body> {
-    match app.on_disk(|app| Registry::open(app.registry.root())?.images()).await {
+    match app.on_disk(|app| app.registry.images()).await {
         Ok(_) => "ready\n".into_response(),
         Err(mut problem) => {
             problem.status = 503;

@@ -1,10 +1,8 @@
 //! Bodies of files and blobs: read piece by piece while the client takes them, never more than two pieces in memory.
 
 use std::{
-    fs::File,
     io,
     ops::Range,
-    os::unix::fs::FileExt as _,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -18,7 +16,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use kiln_core::Digest;
 use kiln_io::random::nonce;
-use kiln_registry::View;
+use kiln_registry::{StoredBlob, View};
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
@@ -36,8 +34,8 @@ const READ: u64 = 1 << 20;
 pub(crate) enum Source {
     /// Verified on the way.
     View(Arc<View>),
-    /// A stored file; compared with its digest when it is sent whole.
-    Blob(Arc<File>, Digest),
+    /// A stored blob; compared with its digest when it is sent whole.
+    Blob(Arc<StoredBlob>, Digest),
     Memory(Bytes),
 }
 
@@ -253,9 +251,9 @@ impl Sending {
                 }
                 io::Error::other(error)
             }),
-            Source::Blob(file, _) => {
+            Source::Blob(blob, _) => {
                 let mut bytes = vec![0; length];
-                file.read_exact_at(&mut bytes, range.start).map(|()| bytes)
+                blob.read_exact_at(&mut bytes, range.start).map(|()| bytes)
             }
             Source::Memory(_) => Ok(Vec::new()),
         })

@@ -5,13 +5,13 @@ use std::{
     io::{self, Seek as _, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, fcntl_lock, flock, major, minor};
 
 use super::failed;
-use crate::error::FsError;
+use crate::{error::FsError, time::done_within};
 
 /// What a program that was just started may hold a lock of its parent for.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -60,18 +60,12 @@ impl Lock {
 
 /// Locks an open file for its holder alone, waiting for others up to `patience`; false if they still have it then. A program
 /// that was just started holds what its parent had open until it runs: so a lock may outlive its holder for a moment.
-#[expect(clippy::disallowed_methods, reason = "for callers that do not run on tokio")]
 pub fn lock_within(file: &File, patience: Duration) -> io::Result<bool> {
-    const PAUSE: Duration = Duration::from_millis(20);
-    let start = Instant::now();
-    loop {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(true),
-            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < patience => std::thread::sleep(PAUSE),
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        }
-    }
+    done_within(patience, || match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    })
 }
 
 /// Who holds a lock on `file` by flock(2), for people: `kiln promote (pid 7)`. `None` when the kernel does not say.

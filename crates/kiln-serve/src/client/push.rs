@@ -1,13 +1,13 @@
 //! Pushing: the server says which blobs it lacks, gets those, and then the version.
 
-use std::{collections::HashSet, fs::File, io, os::unix::fs::FileExt as _, sync::Arc};
+use std::{collections::HashSet, io, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use kiln_core::{Digest, artifact::Artifact};
-use kiln_registry::{LONGEST_MANIFEST, Record, Registry, RegistryError};
+use kiln_registry::{LONGEST_MANIFEST, Record, Registry, RegistryError, StoredBlob};
 use reqwest::{Body, Method};
 
 use super::{ENTERING, PATIENCE, Remote};
@@ -98,7 +98,7 @@ impl Remote {
                 let bytes = from.small_blob(&digest, SMALL)?;
                 Body::from(bytes.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?)
             } else {
-                streamed(File::open(&path).map_err(failed)?, size)
+                streamed(from.open_blob(&digest)?, size)
             };
             let request = self.request(Method::PUT, &["images", image, "blobs", &digest.to_string()], "");
             let request = request.header("content-length", size).body(body);
@@ -108,17 +108,17 @@ impl Remote {
     }
 }
 
-/// `file` as a body that is read while it is sent.
-fn streamed(file: File, size: u64) -> Body {
-    let file = Arc::new(file);
+/// `blob` as a body that is read while it is sent.
+fn streamed(blob: StoredBlob, size: u64) -> Body {
+    let blob = Arc::new(blob);
     let reads = stream::try_unfold(0, move |at| {
-        let file = Arc::clone(&file);
+        let blob = Arc::clone(&blob);
         async move {
             if at >= size {
                 return Ok(None);
             }
             let mut bytes = vec![0; usize::try_from((size - at).min(READ)).unwrap_or(0)];
-            let read = tokio::task::spawn_blocking(move || file.read_exact_at(&mut bytes, at).map(|()| bytes));
+            let read = tokio::task::spawn_blocking(move || blob.read_exact_at(&mut bytes, at).map(|()| bytes));
             let bytes = read.await.map_err(io::Error::other)??;
             let end = at + bytes.len() as u64;
             Ok::<_, io::Error>(Some((Frame::data(Bytes::from(bytes)), end)))
