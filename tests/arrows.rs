@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, process::Command};
 use serde_json::Value;
 
 /// Each crate and the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("kiln-core", &[]),
     ("kiln-io", &["kiln-core"]),
     ("kiln-disk", &["kiln-core"]),
@@ -16,7 +16,20 @@ const ARROWS: [(&str, &[&str]); 8] = [
     ("kiln-build", &["kiln-core", "kiln-io", "kiln-disk", "kiln-provision"]),
     ("kiln-registry", &["kiln-core", "kiln-io", "kiln-disk"]),
     ("kiln-serve", &["kiln-core", "kiln-io", "kiln-disk", "kiln-registry"]),
-    ("kiln", &["kiln-core", "kiln-io", "kiln-disk", "kiln-provision", "kiln-build", "kiln-registry", "kiln-serve"]),
+    ("kiln-bucket", &["kiln-io", "kiln-registry"]),
+    (
+        "kiln",
+        &[
+            "kiln-core",
+            "kiln-io",
+            "kiln-disk",
+            "kiln-provision",
+            "kiln-build",
+            "kiln-registry",
+            "kiln-serve",
+            "kiln-bucket",
+        ],
+    ),
 ];
 
 /// Crates that the pure ones must not use: the world reaches them as a parameter.

@@ -22,7 +22,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 42] = [
+const VERBS: [&str; 43] = [
     "build",
     "validate",
     "plan",
@@ -48,6 +48,7 @@ const VERBS: [&str; 42] = [
     "key revoke",
     "key export",
     "registry",
+    "registry init",
     "registry verify",
     "registry prune",
     "serve",

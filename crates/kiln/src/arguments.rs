@@ -21,7 +21,7 @@ pub(crate) use self::{
     machine::{Clean, Completions, Doctor, Logs, Man, Ssh},
     proof::{Diff, KeyExport, KeyInit, KeyList, KeyRevoke, KeyTrust, KeyVerb, Sbom, SbomFormat, Verify},
     published::{Export, Images, Pull, Push, Resolve, ResolveFormat, Show},
-    registry::{RegistryArguments, RegistryPrune, RegistryVerb, RegistryVerify},
+    registry::{RegistryArguments, RegistryInit, RegistryPrune, RegistryVerb, RegistryVerify},
     serve::{Allowed, Mirror, Serve, Token},
     template::{Fmt, Plan, TemplateArguments, Validate},
 };

@@ -60,6 +60,10 @@ impl InRun {
 }
 
 impl Shelf {
+    fn open(&self) -> Result<Registry, Failure> {
+        surroundings::bare(&self.root)
+    }
+
     /// What `image` and `reference` mean now.
     pub(crate) fn version(&self, image: &ImageName, reference: Option<&str>) -> Result<ImageVersion, FactError> {
         let reference = match reference.unwrap_or("latest").parse::<Reference>() {
@@ -126,7 +130,7 @@ impl Known<'_> {
     }
 
     fn is_version(&self, image: &ImageName, reference: &str) -> bool {
-        let versions = self.shelf.and_then(|shelf| Registry::open(&shelf.root).ok()?.versions(image).ok());
+        let versions = self.shelf.and_then(|shelf| shelf.open().ok()?.versions(image).ok());
         versions.is_some_and(|versions| versions.iter().any(|listed| listed.version.as_str() == reference))
     }
 }
@@ -167,17 +171,14 @@ impl Images for Shelf {
         watch: &dyn Fn(u64) -> bool,
     ) -> Result<(), NotLaidDown> {
         let selector = Selector { image: image.clone(), reference: Reference::Named(version.version.clone()) };
-        let laid = Registry::open(&self.root).and_then(|registry| {
+        let laid = self.open().and_then(|registry| {
             let record = registry.record(&selector)?;
             let (expected, found) = (version.disk, record.artifact.disk.digest);
             if found != expected {
-                return Err(RegistryError::Altered { path: self.root.clone(), expected, found });
+                return Err(RegistryError::Altered { path: self.root.clone(), expected, found }.into());
             }
-            registry.export(&record, "qcow2", to, watch)
+            Ok(registry.export(&record, "qcow2", to, watch)?)
         });
-        laid.map(|_| ()).map_err(|error| {
-            let hint = error.hint();
-            NotLaidDown { message: Failure::of(&error).on_one_line(), hint }
-        })
+        laid.map(|_| ()).map_err(|failure| NotLaidDown { message: failure.on_one_line(), hint: failure.hint })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{error::Error, fmt::Write as _, process::ExitCode};
 
+use kiln_bucket::BucketError;
 use kiln_core::diagnostic::Diagnostics;
 use kiln_registry::{KeysError, RegistryError};
 
@@ -163,6 +164,13 @@ impl From<kiln_serve::ServeError> for Failure {
             kiln_serve::ServeError::Registry(error) => error.into(),
             error => Self { hint, ..Self::of(&error) },
         }
+    }
+}
+
+impl From<BucketError> for Failure {
+    fn from(error: BucketError) -> Self {
+        let exit = if matches!(error, BucketError::Address { .. }) { Exit::Usage } else { Exit::Failed };
+        Self::of(&error).hint(error.hint()).exit(exit)
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     time::SystemTime,
 };
 
+use kiln_bucket::{Address, S3};
 use kiln_io::{
     dirs::Dirs,
     time::{Clock as _, SystemClock},
@@ -33,13 +34,15 @@ pub(crate) fn registry(arguments: &RegistryArguments) -> Result<Registry, Failur
     open(&registry_path(arguments)?)
 }
 
-/// The registry in a directory, with this user's keys.
+/// The registry in a directory or in a bucket, with this user's keys.
 pub(crate) fn open(path: &Path) -> Result<Registry, Failure> {
     if let Some(url) = path.to_str().filter(|text| is_url(text)) {
-        return Err(Failure::usage(format!("this needs a registry in a directory, and `{url}` is a server"))
-            .hint("`kiln pull` and `kiln push` move versions between the two"));
+        return Err(Failure::usage(format!(
+            "this needs a registry in a directory or a bucket, and `{url}` is a server"
+        ))
+        .hint("`kiln pull` and `kiln push` move versions between the two"));
     }
-    let registry = Registry::open(path)?;
+    let registry = bare(path)?;
     // Without a home there are no keys: nothing is signed, and nothing can be proven.
     let Ok(keys) = keys() else { return Ok(registry) };
     let registry = registry.trusting(keys.trust()?);
@@ -49,7 +52,20 @@ pub(crate) fn open(path: &Path) -> Result<Registry, Failure> {
     })
 }
 
-fn registry_path(arguments: &RegistryArguments) -> Result<PathBuf, Failure> {
+/// The same without keys: it signs nothing and believes nobody.
+pub(crate) fn bare(path: &Path) -> Result<Registry, Failure> {
+    Ok(match bucket(path)? {
+        Some(address) => Registry::in_bucket(Arc::new(S3::new(&address)?))?,
+        None => Registry::open(path)?,
+    })
+}
+
+/// The bucket that is named as a registry, if one is.
+pub(crate) fn bucket(path: &Path) -> Result<Option<Address>, Failure> {
+    Ok(path.to_str().filter(|text| Address::is_one(text)).map(Address::parse).transpose()?)
+}
+
+pub(crate) fn registry_path(arguments: &RegistryArguments) -> Result<PathBuf, Failure> {
     match &arguments.registry {
         Some(path) => Ok(path.clone()),
         None => Ok(dirs()?.data.join("registry")),
@@ -61,7 +77,7 @@ pub(crate) fn shelf(arguments: &RegistryArguments, allow_revoked: bool) -> Optio
     Some(Shelf { root: registry_path(arguments).ok()?, allow_revoked, now: seconds() })
 }
 
-/// A registry in a directory, or one that a server has.
+/// A registry in a directory or a bucket, or one that a server has.
 pub(crate) enum Place {
     Here(Registry),
     There(Remote),

@@ -76,10 +76,10 @@ pub(crate) struct Pull {
     /// An image, one version of it, or what a channel points to
     #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
     pub(crate) image: Selector,
-    /// The server; `KILN_TOKEN` holds the token if it needs one
+    /// The server, or a bucket; `KILN_TOKEN` holds the token if a server needs one
     #[arg(long, value_name = "URL", env = "KILN_REGISTRY", hide_env_values = true)]
     pub(crate) registry: String,
-    /// The registry that gets it [default: `registry` in kiln's data directory]
+    /// The registry that gets it: a directory [default: `registry` in kiln's data directory]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) into: Option<PathBuf>,
     /// Pull a revoked version all the same, when the version itself is named
@@ -95,10 +95,10 @@ pub(crate) struct Push {
     /// An image, one version of it, or what a channel points to
     #[arg(value_name = "NAME[@VERSION|@CHANNEL]")]
     pub(crate) image: Selector,
-    /// The server; `KILN_TOKEN` holds the token
+    /// The server, or a bucket; `KILN_TOKEN` holds the token of a server
     #[arg(long, value_name = "URL", env = "KILN_REGISTRY", hide_env_values = true)]
     pub(crate) registry: String,
-    /// The registry that has it [default: `registry` in kiln's data directory]
+    /// The registry that has it: a directory [default: `registry` in kiln's data directory]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) from: Option<PathBuf>,
     /// Who; stands in the history beside the name of the token [default: user and host]

@@ -7,17 +7,26 @@ use clap::{Args, Subcommand};
 /// Where images are published.
 #[derive(Debug, Args)]
 pub(crate) struct RegistryArguments {
-    /// The registry's directory, or the URL of a server [default: `registry` in kiln's data directory]
+    /// The registry's directory, a bucket (`s3://bucket/prefix?endpoint=URL`), or the URL of a server [default: `registry` in
+    /// kiln's data directory]
     #[arg(long, value_name = "DIRECTORY|URL", env = "KILN_REGISTRY", hide_env_values = true)]
     pub(crate) registry: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RegistryVerb {
+    /// Make a directory or a bucket a registry, after trying in a race whether it keeps writers apart
+    Init(RegistryInit),
     /// Read everything and compare it with its digests; set bad blobs aside and name the versions they harm
     Verify(RegistryVerify),
     /// Say which versions and blobs are not needed any more, and why the others are kept; remove them with --remove
     Prune(RegistryPrune),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegistryInit {
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
 }
 
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ pub(crate) struct Serve {
     /// Where it listens; port 0 takes a free one and says which
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
-    /// The registry's directory [default: `registry` in kiln's data directory]
+    /// The registry's directory, or a bucket (`s3://bucket/prefix?endpoint=URL`) [default: `registry` in kiln's data directory]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) registry: Option<PathBuf>,
     /// Who may change what, as `kiln token` writes it; without it everybody reads and nobody changes anything
@@ -69,7 +69,7 @@ pub(crate) struct Mirror {
     /// Use a revoked version all the same, when the version itself is named
     #[arg(long)]
     pub(crate) allow_revoked: bool,
-    /// The registry's directory [default: `registry` in kiln's data directory]
+    /// The registry's directory, or a bucket (`s3://bucket/prefix?endpoint=URL`) [default: `registry` in kiln's data directory]
     #[arg(long, value_name = "DIRECTORY", env = "KILN_REGISTRY", hide_env_values = true)]
     pub(crate) registry: Option<PathBuf>,
 }

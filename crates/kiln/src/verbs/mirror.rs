@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kiln_core::ByteSize;
 use kiln_io::time::SystemClock;
-use kiln_registry::{Reference, Registry};
+use kiln_registry::Reference;
 use kiln_serve::mirror::{self, Mirror};
 
 use crate::{
@@ -20,7 +20,7 @@ pub(crate) async fn run(arguments: Arguments) -> Outcome {
         Some(directory) => directory,
         None => surroundings::dirs()?.data.join("registry"),
     };
-    let registry = Registry::open(&directory)?;
+    let registry = surroundings::bare(&directory)?;
     let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
     let version = &record.artifact.version;
     let interruption = Interruption::listen()?;

@@ -1,6 +1,9 @@
-//! `kiln push`: a version of a registry here to a server.
+//! `kiln push`: a version of a registry here to a server or a bucket.
 
-use kiln_core::ByteSize;
+use std::path::Path;
+
+use kiln_core::{ByteSize, artifact::Artifact};
+use kiln_registry::Published;
 
 use crate::{
     arguments::{Push, RegistryArguments},
@@ -17,8 +20,17 @@ pub(crate) async fn run(arguments: Push) -> Outcome {
     };
     let interruption = Interruption::listen()?;
     let to = RegistryArguments { registry: Some(arguments.registry.clone().into()) };
+    if surroundings::bucket(Path::new(&arguments.registry))?.is_some() {
+        let to = surroundings::registry(&to)?;
+        let record = from.usable(&arguments.image, surroundings::seconds(), false)?;
+        let by = arguments.by.unwrap_or_else(surroundings::who);
+        let copied = super::pull::copy(from, &to, record, by, false, &interruption).await?;
+        let Published { artifact, already, .. } = copied.published;
+        say(&artifact, already, (copied.sent, copied.whole), &format!("in `{}`", to.root().display()));
+        return Ok(Exit::Done);
+    }
     let remote = surroundings::server(&to, interruption.token())?.ok_or_else(|| {
-        Failure::usage(format!("`{}` is not the URL of a server", arguments.registry))
+        Failure::usage(format!("`{}` is not the URL of a server or a bucket", arguments.registry))
             .hint("`kiln push web@1.4.0 --registry http://images:8080`")
     })?;
     let record = from.usable(&arguments.image, surroundings::seconds(), false)?;
@@ -30,12 +42,16 @@ pub(crate) async fn run(arguments: Push) -> Outcome {
             .exit(Exit::Interrupted));
     }
     let pushed = pushed?;
-    let name = format!("{}@{}", pushed.artifact.image, pushed.artifact.version);
-    output::talk(&if pushed.already {
-        format!("{name} is on {} already", remote.url())
-    } else {
-        let (sent, whole) = (ByteSize(pushed.sent).approximate(), ByteSize(pushed.whole).approximate());
-        format!("{name} is on {} now; {sent} of {whole} were sent", remote.url())
-    });
+    say(&pushed.artifact, pushed.already, (pushed.sent, pushed.whole), &format!("on {}", remote.url()));
     Ok(Exit::Done)
+}
+
+fn say(artifact: &Artifact, already: bool, (sent, whole): (u64, u64), place: &str) {
+    let name = format!("{}@{}", artifact.image, artifact.version);
+    output::talk(&if already {
+        format!("{name} is {place} already")
+    } else {
+        let (sent, whole) = (ByteSize(sent).approximate(), ByteSize(whole).approximate());
+        format!("{name} is {place} now; {sent} of {whole} were sent")
+    });
 }

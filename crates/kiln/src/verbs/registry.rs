@@ -1,10 +1,11 @@
 //! `kiln registry`: looking after a registry.
 
+use kiln_bucket::S3;
 use kiln_core::ByteSize;
-use kiln_registry::{Intent, Report, Rules};
+use kiln_registry::{Intent, Registry, Report, Rules};
 
 use crate::{
-    arguments::{RegistryPrune, RegistryVerb, RegistryVerify},
+    arguments::{RegistryInit, RegistryPrune, RegistryVerb, RegistryVerify},
     calendar::Moment,
     failure::{Exit, Failure, Outcome},
     output,
@@ -14,9 +15,23 @@ use crate::{
 
 pub(crate) async fn run(verb: RegistryVerb) -> Outcome {
     match verb {
+        RegistryVerb::Init(arguments) => init(&arguments),
         RegistryVerb::Verify(arguments) => verify(arguments).await,
         RegistryVerb::Prune(arguments) => prune(&arguments),
     }
+}
+
+/// Connections from which a bucket is raced.
+const CONNECTIONS: usize = 4;
+
+fn init(arguments: &RegistryInit) -> Outcome {
+    let path = surroundings::registry_path(&arguments.registry)?;
+    let registry = match surroundings::bucket(&path)? {
+        Some(address) => Registry::init_in_bucket(&S3::connections(&address, CONNECTIONS)?)?,
+        None => Registry::init(&path)?,
+    };
+    output::talk(&format!("`{}` is a registry; of writers that race there, one wins", registry.root().display()));
+    Ok(Exit::Done)
 }
 
 async fn verify(arguments: RegistryVerify) -> Outcome {

@@ -9,7 +9,6 @@ use std::{
 };
 
 use kiln_io::time::SystemClock;
-use kiln_registry::Registry;
 use kiln_serve::{Options, Scope, Server, Tokens};
 
 use crate::{
@@ -32,7 +31,7 @@ pub(crate) async fn run(arguments: Serve) -> Outcome {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let options = Options {
         listen: arguments.listen,
-        registry: Registry::open(&directory)?,
+        registry: surroundings::bare(&directory)?,
         tokens: arguments.tokens,
         tls,
         builds: arguments.builds,
