@@ -216,6 +216,7 @@ impl Registry {
         next.rev += 1;
         next.format = FORMAT;
         let rev = next.rev;
+        next.state.signed = self.sign_state(image, (rev, at), &next.state)?;
         let change = Change { format: FORMAT, rev, at, by: by.to_owned(), reason, action, state: next.state.clone() };
         if !self.place.create(&log_key(image, rev), &self.json(&change)?)? {
             return Err(RegistryError::Raced { image: image.clone(), rev });

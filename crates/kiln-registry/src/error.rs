@@ -99,6 +99,15 @@ pub enum RegistryError {
         #[source]
         why: Box<Unproven>,
     },
+    #[error("revision {rev} of `{image}` cannot be believed")]
+    State {
+        image: ImageName,
+        rev: u64,
+        #[source]
+        why: Box<Unproven>,
+    },
+    #[error("the state of `{image}` in `{registry}` is not the newest one: {problem}")]
+    OldState { image: ImageName, registry: PathBuf, problem: String, seen: PathBuf },
     #[error("`{channel}` is restricted and does not take {version}: {problem}")]
     Restricted { channel: ChannelName, version: Parent, problem: String },
     #[error("cannot sign what is to be published")]
@@ -150,7 +159,11 @@ impl RegistryError {
             Self::Moved { image, channel, .. } => {
                 Some(format!("`kiln channel {image} {channel}` says who and why; decide again"))
             }
-            Self::Unproven { why, .. } => Some(why.hint()),
+            Self::Unproven { why, .. } | Self::State { why, .. } => Some(why.hint()),
+            Self::OldState { seen, .. } => Some(format!(
+                "somebody may be showing you an old state; where the registry was restored from a backup, remove `{}`",
+                seen.display()
+            )),
             Self::Restricted { channel, version, .. } => Some(format!(
                 "`kiln verify {version}` says more; `kiln channel {} {channel} --unrestrict` lets it take any version",
                 version.image

@@ -19,7 +19,7 @@ use crate::{
     head_key,
     lineage::{Parent, Revocation},
     place::{Mark, Place, Records},
-    proof::stored::Attestation,
+    proof::{envelope::Envelope, stored::Attestation},
     record_key,
 };
 
@@ -61,6 +61,9 @@ pub(crate) struct State {
     /// Versions that retention removed, with the disk that they were.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) retired: BTreeMap<Version, Digest>,
+    /// All of the above with image and revision, signed, when it was made with a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) signed: Option<Envelope>,
 }
 
 /// Where a channel points.

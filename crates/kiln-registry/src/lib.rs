@@ -78,6 +78,8 @@ pub use self::{
     place::{Lease, StoredBlob},
     proof::{
         keys::{KeyStore, KeysError},
+        seen::Seen,
+        state::Standing,
         stored::Attestation,
         trust::{Trust, TrustedKey},
         verify::{Proof, Unproven},

@@ -7,6 +7,8 @@
 pub mod envelope;
 pub mod keys;
 pub mod provenance;
+pub mod seen;
+pub mod state;
 pub mod statement;
 pub(crate) mod stored;
 pub mod trust;

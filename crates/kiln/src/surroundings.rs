@@ -8,11 +8,12 @@ use std::{
 };
 
 use kiln_bucket::{Address, S3};
+use kiln_core::ImageName;
 use kiln_io::{
     dirs::Dirs,
     time::{Clock as _, SystemClock},
 };
-use kiln_registry::{KeyStore, Record, Registry};
+use kiln_registry::{KeyStore, Record, Registry, Seen};
 use kiln_serve::{
     ServeError,
     client::{Remote, is_url},
@@ -121,6 +122,14 @@ pub(crate) fn keys() -> Result<KeyStore, Failure> {
 pub(crate) fn refuse_unproven(registry: &Registry, record: &Record, allowed: bool) -> Result<(), Failure> {
     if !allowed && !registry.trust().is_empty() {
         registry.proof(record)?;
+    }
+    Ok(())
+}
+
+/// Refuses the state of an image when this user has seen a newer one, and remembers it otherwise.
+pub(crate) fn refuse_old_state(registry: &Registry, image: &ImageName, allowed: bool) -> Result<(), Failure> {
+    if !allowed {
+        Seen::new(dirs()?.data.join("seen")).check(registry, image, seconds())?;
     }
     Ok(())
 }

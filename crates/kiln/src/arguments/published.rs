@@ -67,6 +67,9 @@ pub(crate) struct Resolve {
     /// Use a revoked version all the same, when the version itself is named
     #[arg(long)]
     pub(crate) allow_revoked: bool,
+    /// Take also a version, or a state of the image, that none of the trusted keys signed
+    #[arg(long)]
+    pub(crate) allow_unproven: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArguments,
 }

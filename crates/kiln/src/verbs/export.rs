@@ -31,6 +31,7 @@ pub(crate) async fn run(arguments: Export) -> Outcome {
     let (registry, record) = match surroundings::server(&arguments.registry, interruption.token())? {
         None => {
             let registry = surroundings::registry(&arguments.registry)?;
+            surroundings::refuse_old_state(&registry, &arguments.image.image, arguments.allow_unproven)?;
             let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
             (registry, record)
         }

@@ -25,6 +25,7 @@ pub(crate) async fn run(arguments: Pull) -> Outcome {
     let from = RegistryArguments { registry: Some(arguments.registry.clone().into()) };
     if surroundings::bucket(Path::new(&arguments.registry))?.is_some() {
         let from = surroundings::registry(&from)?;
+        surroundings::refuse_old_state(&from, &arguments.image.image, allowed.unproven)?;
         let record = from.usable(&arguments.image, surroundings::seconds(), allowed.revoked)?;
         let by = format!("{} from {}", surroundings::who(), from.root().display());
         let copied = copy(from, &into, record, by, !allowed.unproven, &interruption).await?;

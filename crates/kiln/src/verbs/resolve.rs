@@ -14,7 +14,9 @@ use crate::{
 pub(crate) fn run(arguments: &Resolve) -> Outcome {
     let facts = match surroundings::place(&arguments.registry)? {
         Place::Here(registry) => {
+            surroundings::refuse_old_state(&registry, &arguments.image.image, arguments.allow_unproven)?;
             let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
+            surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
             let root = std::path::absolute(registry.root()).unwrap_or_default().display().to_string();
             facts(&arguments.image, &record, &root)
         }
