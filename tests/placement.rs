@@ -4,10 +4,7 @@ use std::fs;
 
 use kiln_tests::{
     home::{Home, Ran},
-    other_machine::OtherMachine,
-    plain_vm::PlainVm,
     running::{Build, alone, gone, nothing_but_logs},
-    served::Served,
 };
 use serde_json::Value;
 
@@ -50,8 +47,6 @@ fn a_version_stores_what_changed_and_the_same_tree_is_not_published_again() {
     // What was placed is what was proven: read from outside, and booted.
     assert!(detail(&events, "phase-finished", "boot-test").is_some_and(|detail| detail.contains("it boots")));
 
-    travels(&home, [&first, &second].map(|version| version["version"].as_str().expect("a version")));
-
     let again = build(&home, "two");
     assert!(again.stderr.contains("every file is as in placed"), "{again:?}");
     assert_eq!(shown(&home)["version"], second["version"]);
@@ -69,40 +64,6 @@ fn a_version_stores_what_changed_and_the_same_tree_is_not_published_again() {
     home.kiln(&["clean"]).succeeds();
     nothing_but_logs(&home, "placement");
     assert_eq!((shown(&home)["version"].clone(), stored(&home)), (second["version"].clone(), both));
-}
-
-/// Served to a second machine: the first version as a whole, the next as its difference; it boots there, and the channel goes back.
-fn travels(home: &Home, [one, two]: [&str; 2]) {
-    let (machine, consumer) = (OtherMachine::new(), Home::apart("placed-consumer"));
-    let served = Served::new(home, &["--listen", &format!("{}:0", machine.address())]);
-    let url = served.url.as_str();
-    let pull = || machine.kiln(&consumer, &["pull", "placed@stable", "--registry", url]).succeeds().stderr;
-    let promote = |version| drop(home.kiln(&["promote", "placed", version, "--to", "stable"]).succeeds());
-    promote(one);
-    assert!(pull().contains(&format!("placed@{one} is in")));
-    let whole = stored(&consumer);
-    promote(two);
-    assert!(pull().contains(&format!("placed@{two} is in")));
-    let added = stored(&consumer) - whole;
-    assert!(added * 20 < whole, "{added} bytes more came for one package; the first version took {whole}");
-
-    let difference = consumer.kiln(&["diff", "placed", one, two, "--json"]).succeeds();
-    let difference: Value = serde_json::from_str(&difference.stdout).expect("kiln diff prints JSON");
-    let changed = &difference["packages"][0];
-    assert_eq!(
-        (&changed["name"], &changed["from"], &changed["to"]),
-        (&"text".into(), &"1+one".into(), &"1+two".into())
-    );
-    assert_eq!(difference["packages"].as_array().map(Vec::len), Some(1), "{difference:#}");
-
-    let qcow2 = consumer.path("placed.qcow2");
-    consumer.kiln(&["export", "placed", "--to", qcow2.to_str().expect("a UTF-8 path")]).succeeds();
-    drop(PlainVm::boot_until(&qcow2, &consumer.path("machine"), "this is two"));
-
-    home.kiln(&["rollback", "placed", "stable", "--reason", "a drill"]).succeeds();
-    assert!(pull().contains(&format!("placed@{one} is in")), "it is here still, and nothing comes");
-    let resolved = machine.kiln(&consumer, &["resolve", "placed@stable", "--registry", url]).succeeds();
-    assert!(resolved.stdout.contains(&format!("\"placed@{one}\"")), "{resolved:?}");
 }
 
 fn events(ran: &Ran) -> Vec<Value> {

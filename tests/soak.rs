@@ -32,8 +32,8 @@ const WRITERS: usize = 3;
 const READERS: usize = 3;
 /// So many versions of an image stay; what a reader has resolved is still there when it asks for it.
 const KEPT: &str = "12";
-/// The server's memory may grow by this much in the second half: what the allocator keeps.
-const SLACK: u64 = 24 << 20;
+/// The memory of the server may grow by this much in the second half: its cache of pieces may fill up only then.
+const SLACK: u64 = 96 << 20;
 
 /// What was done, how often, and what went wrong.
 #[derive(Default)]
