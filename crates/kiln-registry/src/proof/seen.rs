@@ -41,13 +41,14 @@ impl Seen {
     /// Refuses a state of `image` that is older than the one seen last, that is not signed when that one was, or whose number has
     /// been pushed up. Remembers it otherwise.
     pub fn check(&self, registry: &Registry, image: &ImageName, now: u64) -> Result<(), RegistryError> {
-        let standing = registry.standing(image)?;
         let path = self.path(registry, image);
         let before = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice::<Mark>(&bytes).ok(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(failed("read", &path)(error)),
         };
+        // Read after the mark: what somebody beside us notes meanwhile must not look newer than what we read.
+        let standing = registry.standing(image)?;
         // Who has a stolen key can sign any number: what such a key said does not count once it is revoked.
         let revoked = |id: &Digest| registry.trust().keys().iter().any(|key| key.id == *id && key.revoked.is_some());
         let before = before.filter(|mark| !mark.signer.as_ref().is_some_and(revoked));
