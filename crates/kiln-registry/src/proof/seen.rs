@@ -79,8 +79,9 @@ impl Seen {
         }
         let text =
             serde_json::to_vec(&mark).map_err(|source| RegistryError::Unreadable { path: path.clone(), source })?;
-        let written = fs::create_dir_all(&self.directory).map_err(failed("create", &self.directory));
-        written?;
-        write_atomic(&path, &text, 0o644).map_err(|error| failed("write", &path)(io::Error::other(error)))
+        // Where nothing can be written, on a full or read-only disk, images are still read; the next look remembers.
+        let _ = fs::create_dir_all(&self.directory);
+        let _ = write_atomic(&path, &text, 0o644);
+        Ok(())
     }
 }
