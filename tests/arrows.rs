@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, process::Command};
 use serde_json::Value;
 
 /// Each crate and the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("kiln-core", &[]),
     ("kiln-io", &["kiln-core"]),
     ("kiln-disk", &["kiln-core"]),
@@ -17,6 +17,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("kiln-registry", &["kiln-core", "kiln-io", "kiln-disk"]),
     ("kiln-serve", &["kiln-core", "kiln-io", "kiln-disk", "kiln-registry"]),
     ("kiln-bucket", &["kiln-io", "kiln-registry"]),
+    ("kiln-aws", &["kiln-core", "kiln-io", "kiln-disk", "kiln-registry"]),
     (
         "kiln",
         &[
@@ -28,6 +29,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "kiln-registry",
             "kiln-serve",
             "kiln-bucket",
+            "kiln-aws",
         ],
     ),
 ];
@@ -80,6 +82,13 @@ fn the_pure_crates_stay_pure() {
         for used in forbidden {
             assert!(!packages[package].iter().any(|name| name == used), "`{package}` may not use `{used}`");
         }
+    }
+}
+
+#[test]
+fn only_one_crate_waits_for_the_sdk_of_aws() {
+    for (package, dependencies) in packages().iter().filter(|(package, _)| *package != "kiln-aws") {
+        assert!(!dependencies.iter().any(|used| used.starts_with("aws-")), "`{package}` may not use the AWS SDK");
     }
 }
 

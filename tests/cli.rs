@@ -22,7 +22,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 43] = [
+const VERBS: [&str; 51] = [
     "build",
     "validate",
     "plan",
@@ -34,6 +34,14 @@ const VERBS: [&str; 43] = [
     "diff",
     "verify",
     "export",
+    "publish",
+    "publish ami",
+    "release",
+    "release point",
+    "release start",
+    "release status",
+    "release rollback",
+    "release retire",
     "promote",
     "rollback",
     "channel",

@@ -21,13 +21,17 @@ use crate::{
 };
 
 mod fat;
+mod firmware;
 mod kernel;
 pub(crate) mod little_endian;
 pub(crate) mod partitions;
 mod rules;
 pub mod superblock;
 
-pub use self::kernel::{Kernel, kernel};
+pub use self::{
+    firmware::{Firmware, firmware},
+    kernel::{Kernel, kernel},
+};
 
 /// Whether a finding stops the bake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -25,8 +25,8 @@ pub use reap::{BuildReport, Choice, Condition, reap, release_all, survey};
 use crate::{dirs::Dirs, process::Identity};
 use record::Record;
 
-/// The format this kiln writes, and the newest it reads.
-pub const FORMAT: u32 = 1;
+/// The format this kiln writes, and the newest it reads. 2: things in the account of a provider.
+pub const FORMAT: u32 = 2;
 
 /// The file's name in the build's directory.
 pub const FILE: &str = "ledger.jsonl";
@@ -48,6 +48,23 @@ pub enum Resource {
     Directory {
         path: PathBuf,
     },
+    /// Everything in an account that carries the mark `intent`. Only who knows the provider can release it.
+    Remote(Remote),
+}
+
+/// What is made in somebody's account on behalf of one intent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remote {
+    /// `aws`.
+    pub provider: String,
+    pub account: String,
+    pub region: String,
+    /// Nobody else ever has the same; stands as a tag on all that is made.
+    pub intent: String,
+    /// What it is for; who wants the same thing takes an abandoned intent over.
+    pub subject: String,
+    /// The registry that knows the thing once it is whole and no longer to be released.
+    pub catalog: PathBuf,
 }
 
 /// Names one acquired thing within its ledger.

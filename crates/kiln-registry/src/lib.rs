@@ -5,6 +5,7 @@
 //! oci-layout
 //! blobs/sha256/<hex>               segments, configs, manifests, named by their digest, never written to again
 //! images/<name>/v/<version>.json   one record for each version, written once, after the blobs it names
+//! images/<name>/ami/<version>/     the AMIs that a version is: `<account>.<region>.<ami>.json`, each written once, when it is whole
 //! images/<name>/log/<rev>.json     what each revision of the head changed: who, when, why. Written once, before the head
 //! images/<name>/head.json          versions and channels; replaced last. What it lists is published
 //! damaged/                         blobs that were not what their name said
@@ -19,6 +20,7 @@
 //!
 //! This crate must not know how an artifact is made, print, or talk to the network.
 
+mod ami;
 mod catalog;
 mod change;
 mod channel;
@@ -62,6 +64,7 @@ use self::{
 };
 
 pub use self::{
+    ami::Ami,
     catalog::{ImageSummary, Reference, Selector},
     change::{Action, Change},
     channel::{Intent, Moved},

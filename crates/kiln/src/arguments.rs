@@ -5,8 +5,10 @@ mod cache;
 mod channel;
 mod machine;
 mod proof;
+mod publish;
 mod published;
 mod registry;
+mod release;
 mod serve;
 mod template;
 
@@ -20,10 +22,17 @@ pub(crate) use self::{
     channel::{Channel, IntentArguments, Outdated, Promote, Revoke, Rollback},
     machine::{Clean, Completions, Doctor, Logs, Man, Ssh},
     proof::{Diff, KeyExport, KeyInit, KeyList, KeyRevoke, KeyTrust, KeyVerb, Sbom, SbomFormat, Verify},
+    publish::PublishVerb,
     published::{Export, Images, Pull, Push, Resolve, ResolveFormat, Show},
     registry::{RegistryArguments, RegistryInit, RegistryPrune, RegistryVerb, RegistryVerify},
+    release::ReleaseVerb,
     serve::{Allowed, Mirror, Serve, Token},
     template::{Fmt, Plan, TemplateArguments, Validate},
+};
+#[cfg(feature = "aws")]
+pub(crate) use self::{
+    publish::PublishAmi,
+    release::{ReleaseGroup, ReleasePoint, ReleaseRetire, ReleaseStart},
 };
 
 /// Bakes machine images: a TOML template becomes a sealed, tested, bootable disk image
@@ -62,6 +71,12 @@ pub(crate) enum Verb {
     Verify(Verify),
     /// Write a disk image out of the registry, verified
     Export(Export),
+    /// Bring a version to where machines start from it
+    #[command(subcommand)]
+    Publish(PublishVerb),
+    /// Replace running machines by those of a version, or go back
+    #[command(subcommand)]
+    Release(ReleaseVerb),
     /// Point a channel to a version
     Promote(Promote),
     /// Point a channel back to the version before, or to a named one

@@ -15,7 +15,7 @@ pub(crate) enum Exit {
     Failed,
     /// The command line or the template is wrong.
     Usage,
-    /// Some members of a matrix were published, some were not.
+    /// Some members of a matrix, or some regions, have it, others do not.
     Partial,
     Interrupted,
 }
@@ -171,6 +171,15 @@ impl From<BucketError> for Failure {
     fn from(error: BucketError) -> Self {
         let exit = if matches!(error, BucketError::Address { .. }) { Exit::Usage } else { Exit::Failed };
         Self::of(&error).hint(error.hint()).exit(exit)
+    }
+}
+
+#[cfg(feature = "aws")]
+impl From<kiln_aws::AwsError> for Failure {
+    fn from(error: kiln_aws::AwsError) -> Self {
+        let hint = error.hint();
+        let exit = if matches!(error, kiln_aws::AwsError::Stopped) { Exit::Interrupted } else { Exit::Failed };
+        Self { hint, exit, ..Self::of(&error) }
     }
 }
 

@@ -47,6 +47,8 @@ fn run(verb: Verb) -> Outcome {
         Verb::Diff(arguments) => in_runtime(verbs::diff::run(arguments)),
         Verb::Verify(arguments) => in_runtime(verbs::verify::run(arguments)),
         Verb::Export(arguments) => in_runtime(verbs::export::run(arguments)),
+        Verb::Publish(verb) => in_runtime(verbs::publish::run(verb)),
+        Verb::Release(verb) => in_runtime(verbs::release::run(verb)),
         Verb::Promote(arguments) => verbs::channel::promote(arguments),
         Verb::Rollback(arguments) => verbs::channel::rollback(arguments),
         Verb::Channel(arguments) => verbs::channel::run(&arguments),

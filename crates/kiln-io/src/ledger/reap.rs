@@ -128,6 +128,7 @@ pub fn release_all(ledger: &Ledger, entries: &[Outstanding]) -> (usize, Vec<Stri
     let (mut released, mut failed) = (0, Vec::new());
     for entry in entries.iter().rev() {
         let gone = match &entry.resource {
+            Resource::Remote(remote) => Err(format!("it is at {} in {}", remote.provider, remote.region)),
             Resource::Process { marker, identity } => end(marker, identity.as_ref()),
             Resource::File { path } => {
                 remove_unfinished(ledger.directory(), path);

@@ -1,5 +1,7 @@
 //! `kiln clean`: releases what interrupted builds left, and old cached things on request.
 
+mod remote;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -31,13 +33,20 @@ pub(crate) async fn run(arguments: Clean) -> Outcome {
         None => None,
     };
     let choice = Choice { kept: arguments.kept || build.is_some(), build };
+    let mut complete = true;
+    if !arguments.dry_run
+        && let Err(failure) = remote::release(&dirs, &choice).await
+    {
+        // What is here is released all the same.
+        output::complain(&failure);
+        complete = false;
+    }
     let reports = if arguments.dry_run { ledger::survey(&dirs) } else { ledger::reap(&dirs, &choice) };
     let mut reports = reports.map_err(|error| Failure::of(&error))?;
     reports.retain(|report| choice.build.as_ref().is_none_or(|build| *build == report.build));
     if let (Some(build), true) = (&choice.build, reports.is_empty()) {
         output::talk(&format!("build {build} has nothing to release"));
     }
-    let mut complete = true;
     for report in &reports {
         output::talk(&describe(report, &choice, arguments.dry_run));
         complete &= report.failed.is_empty() && !matches!(report.condition, Condition::Unreadable(_));
@@ -93,7 +102,7 @@ pub(crate) fn brief(report: &BuildReport) -> String {
     let mut files = 0;
     for outstanding in &report.found {
         match outstanding.resource {
-            Resource::Process { .. } => *programs.entry(&outstanding.what).or_default() += 1,
+            Resource::Process { .. } | Resource::Remote(_) => *programs.entry(&outstanding.what).or_default() += 1,
             Resource::File { .. } | Resource::Directory { .. } => files += 1,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use kiln_registry::Ami;
 use kiln_serve::facts;
 
 use crate::{
@@ -18,18 +19,37 @@ pub(crate) fn run(arguments: &Resolve) -> Outcome {
             let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
             surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
             let root = std::path::absolute(registry.root()).unwrap_or_default().display().to_string();
-            facts(&arguments.image, &record, &root)
+            let mut facts = named(facts(&arguments.image, &record, &root));
+            facts.extend(amis(&registry.amis(&record.artifact.image, &record.artifact.version)?));
+            facts
         }
         Place::There(remote) => {
             let record = surroundings::wait(remote.usable(&arguments.image, arguments.allow_revoked))?;
-            facts(&arguments.image, &record, &remote.url())
+            named(facts(&arguments.image, &record, &remote.url()))
         }
     };
     output::data(&render(&facts, arguments.format)?)?;
     Ok(Exit::Done)
 }
 
-fn render(facts: &[(&str, String)], format: ResolveFormat) -> Result<String, Failure> {
+fn named(facts: Vec<(&str, String)>) -> Vec<(String, String)> {
+    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// `ami_eu_west_1` for each region; where several accounts have one, with the account before the region.
+fn amis(amis: &[Ami]) -> Vec<(String, String)> {
+    let name = |ami: &Ami| {
+        let region = ami.region.replace('-', "_");
+        if amis.iter().filter(|other| other.region == ami.region).count() > 1 {
+            format!("ami_{}_{region}", ami.account)
+        } else {
+            format!("ami_{region}")
+        }
+    };
+    amis.iter().map(|ami| (name(ami), ami.ami.clone())).collect()
+}
+
+fn render(facts: &[(String, String)], format: ResolveFormat) -> Result<String, Failure> {
     if let Some((name, value)) = facts.iter().find(|(_, value)| value.contains(char::is_control)) {
         return Err(Failure::new(format!("{name} is {value:?}, which no format can carry safely")));
     }
@@ -45,7 +65,7 @@ fn render(facts: &[(&str, String)], format: ResolveFormat) -> Result<String, Fai
     }
     if format == ResolveFormat::Json {
         let object: serde_json::Map<_, _> =
-            facts.iter().map(|(name, value)| ((*name).to_owned(), value.as_str().into())).collect();
+            facts.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
         text = serde_json::to_string_pretty(&object).map_err(|error| Failure::of(&error))?;
         text.push('\n');
     }
@@ -64,7 +84,7 @@ mod tests {
 
     #[test]
     fn values_cannot_leave_their_quotes() {
-        let facts = [("registry", r#"/a'b"c\${d}%{e}"#.to_owned())];
+        let facts = [("registry".to_owned(), r#"/a'b"c\${d}%{e}"#.to_owned())];
         let expected = [
             (ResolveFormat::Env, "KILN_REGISTRY='/a'\\''b\"c\\${d}%{e}'\n"),
             (ResolveFormat::Tfvars, "kiln_registry = \"/a'b\\\"c\\\\$${d}%%{e}\"\n"),
@@ -74,6 +94,6 @@ mod tests {
         for (format, text) in expected {
             assert_eq!(render(&facts, format).ok().as_deref(), Some(text));
         }
-        assert!(render(&[("registry", "/a\nb=c".to_owned())], ResolveFormat::GithubOutput).is_err());
+        assert!(render(&[("registry".to_owned(), "/a\nb=c".to_owned())], ResolveFormat::GithubOutput).is_err());
     }
 }

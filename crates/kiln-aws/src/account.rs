@@ -1,0 +1,118 @@
+//! Who we are, and a client for each region.
+
+use std::{sync::Arc, time::Duration};
+
+use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+use aws_sdk_ec2::config::{Credentials, ProvideCredentials as _};
+use kiln_io::time::Clock;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Patience, Watch,
+    call::{Age, Caller, innermost},
+    error::AwsError,
+    pace::Pace,
+};
+
+/// A connection that is not made by then is not made at all.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How an account is reached.
+#[derive(Debug)]
+pub struct Access {
+    /// Instead of AWS: the address of something that speaks its protocols, and its key.
+    pub stand_in: Option<StandIn>,
+    pub clock: Arc<dyn Clock>,
+    pub cancel: CancellationToken,
+    pub patience: Patience,
+    pub watch: Arc<dyn Watch>,
+}
+
+/// Where an emulation of AWS is, and an access key that it takes.
+#[derive(Debug, Clone)]
+pub struct StandIn {
+    pub url: String,
+    pub key: String,
+    pub secret: String,
+}
+
+/// An account, as its credentials open it.
+#[derive(Debug)]
+pub struct Account {
+    /// Twelve digits.
+    pub number: String,
+    config: SdkConfig,
+    access: Access,
+}
+
+/// One region of an account.
+#[derive(Debug)]
+pub struct Region {
+    pub account: String,
+    pub name: String,
+    pub(crate) ec2: aws_sdk_ec2::Client,
+    pub(crate) ebs: aws_sdk_ebs::Client,
+    pub(crate) ssm: aws_sdk_ssm::Client,
+    pub(crate) autoscaling: aws_sdk_autoscaling::Client,
+    pub(crate) caller: Caller,
+}
+
+impl Account {
+    /// Asks whose the credentials of the environment are. `region` is where it asks.
+    pub async fn open(access: Access, region: &str) -> Result<Self, AwsError> {
+        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT);
+        let timeouts = timeouts.operation_attempt_timeout(access.patience.attempt).build();
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts)
+            .region(aws_config::Region::new(region.to_owned()));
+        if let Some(StandIn { url, key, secret }) = &access.stand_in {
+            let credentials = Credentials::new(key, secret, None, None, "kiln");
+            loader = loader.endpoint_url(url).credentials_provider(credentials);
+        }
+        let config = loader.load().await;
+        // Without credentials not one request leaves, and the SDK does not tell that from a connection that broke.
+        if let Some(provider) = config.credentials_provider() {
+            let found = provider.provide_credentials().await;
+            found.map_err(|error| AwsError::NoCredentials { reason: innermost(&error) })?;
+        }
+        let mut account = Self { number: String::new(), config, access };
+        let caller = account.caller(region);
+        let sts = aws_sdk_sts::Client::new(&account.config);
+        let identity = caller.call("GetCallerIdentity", Age::Old, || sts.get_caller_identity().send()).await?;
+        account.number = identity.account.ok_or_else(|| caller.incomplete("GetCallerIdentity", "Account"))?;
+        Ok(account)
+    }
+
+    /// How long the credentials are good for, where that is known.
+    pub async fn time_left(&self) -> Option<Duration> {
+        let credentials = self.config.credentials_provider()?.provide_credentials().await.ok()?;
+        Some(credentials.expiry()?.duration_since(self.access.clock.wall()).unwrap_or_default())
+    }
+
+    /// The clients of one region.
+    pub fn region(&self, name: &str) -> Region {
+        let region = aws_config::Region::new(name.to_owned());
+        let config = self.config.to_builder().region(region).build();
+        Region {
+            account: self.number.clone(),
+            name: name.to_owned(),
+            ec2: aws_sdk_ec2::Client::new(&config),
+            ebs: aws_sdk_ebs::Client::new(&config),
+            ssm: aws_sdk_ssm::Client::new(&config),
+            autoscaling: aws_sdk_autoscaling::Client::new(&config),
+            caller: self.caller(name),
+        }
+    }
+
+    fn caller(&self, region: &str) -> Caller {
+        Caller {
+            region: region.to_owned(),
+            clock: self.access.clock.clone(),
+            cancel: self.access.cancel.clone(),
+            patience: self.access.patience,
+            pace: Pace::up_to(self.access.patience.retry.max / 4),
+            watch: self.access.watch.clone(),
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Which blocks of a snapshot have to be written: known from the chunk lists alone, before a byte is read.
+
+use kiln_disk::{
+    CHUNK, SEGMENT,
+    seal::{Chunk, zero_chunk},
+};
+use kiln_registry::Content;
+
+/// What EBS stores: 512 KiB.
+pub const BLOCK: usize = 512 << 10;
+
+const CHUNKS: usize = BLOCK / CHUNK;
+const GIB: u64 = 1 << 30;
+
+/// What a block holds that nobody ever wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unwritten {
+    Zeros,
+    /// In a snapshot that is encrypted: whatever the key makes of nothing.
+    Unknown,
+}
+
+/// The blocks of `new` that a snapshot on top of that of `parent` does not have yet, in order. A block that became zero is among
+/// them, else it would keep the parent's bytes.
+pub fn to_write(new: &Content, parent: Option<&Content>, unwritten: Unwritten) -> Vec<u32> {
+    let zero = Chunk { digest: zero_chunk(), frame: 0 };
+    let below = match unwritten {
+        Unwritten::Zeros => Some(zero),
+        Unwritten::Unknown => None,
+    };
+    let mut old = parent.into_iter().flat_map(Content::chunks);
+    // Beyond the parent's end nobody wrote anything. A chunk that the end cuts off is padded with zeros.
+    let whole = parent.map_or(0, |parent| parent.size.div_ceil(CHUNK as u64).next_multiple_of(CHUNKS as u64));
+    let chunks: Vec<_> = new.chunks().collect();
+    let mut number = 0_u64;
+    let mut blocks = Vec::new();
+    for (block, chunks) in (0_u32..).zip(chunks.chunks(CHUNKS)) {
+        let mut differs = false;
+        for chunk in chunks {
+            let before = match old.next() {
+                Some(old) => Some(old.digest),
+                None if number < whole => Some(zero.digest),
+                None => below.map(|below| below.digest),
+            };
+            differs |= before != Some(chunk.digest);
+            number += 1;
+        }
+        if differs {
+            blocks.push(block);
+        }
+    }
+    blocks
+}
+
+/// Whether `new` can stand on the snapshot of `parent`: a volume never shrinks.
+pub const fn fits(new: &Content, parent: &Content) -> bool {
+    volume(parent.size) <= volume(new.size)
+}
+
+/// The size of a volume for a disk of `bytes`, in GiB.
+pub const fn volume(bytes: u64) -> u64 {
+    bytes.div_ceil(GIB)
+}
+
+/// Whether `bytes`, as they came from the snapshot, are block `block` of the disk.
+pub fn is_block(content: &Content, block: u32, bytes: &[u8]) -> bool {
+    let zero = zero_chunk();
+    let (segment, first) = (block as usize * BLOCK / SEGMENT, block as usize * CHUNKS % (SEGMENT / CHUNK));
+    let mut chunks = content.segments.get(segment).into_iter().flat_map(|segment| segment.chunks.iter().skip(first));
+    let offset = u64::from(block) * BLOCK as u64;
+    let within = content.size.saturating_sub(offset).min(BLOCK as u64);
+    let Ok(within) = usize::try_from(within) else { return false };
+    if bytes.len() != BLOCK {
+        return false;
+    }
+    let (disk, beyond) = bytes.split_at(within);
+    beyond.iter().all(|byte| *byte == 0)
+        && disk.chunks(CHUNK).all(|piece| {
+            chunks.next().is_some_and(|chunk| {
+                if chunk.digest == zero {
+                    piece.iter().all(|byte| *byte == 0)
+                } else {
+                    chunk.digest == kiln_core::Digest::of(piece)
+                }
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_core::Digest;
+    use kiln_registry::{Descriptor, StoredSegment};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A disk of so many chunks, each of one byte repeated.
+    fn disk(fill: &[u8]) -> Content {
+        let chunk = |fill: u8| match fill {
+            0 => Chunk { digest: zero_chunk(), frame: 0 },
+            fill => Chunk { digest: Digest::of(&[fill; CHUNK]), frame: 1 },
+        };
+        let chunks: Vec<_> = fill.iter().copied().map(chunk).collect();
+        let blob = Descriptor { media_type: String::new(), digest: Digest::of(b""), size: 0 };
+        let size = (fill.len() * CHUNK) as u64;
+        let segments = chunks.chunks(64).map(|chunks| StoredSegment { blob: blob.clone(), chunks: chunks.to_vec() });
+        Content { size, disk: Digest::of(fill), compressors: Vec::new(), segments: segments.collect() }
+    }
+
+    fn bytes(fill: &[u8], block: u32) -> Vec<u8> {
+        let first = block as usize * CHUNKS;
+        let mut bytes: Vec<u8> =
+            (first..first + CHUNKS).flat_map(|number| [fill.get(number).copied().unwrap_or(0); CHUNK]).collect();
+        bytes.truncate(BLOCK);
+        bytes
+    }
+
+    #[test]
+    fn without_a_parent_the_blocks_with_data_are_written() {
+        let mut fill = vec![0; 40];
+        fill[3] = 7;
+        fill[39] = 7;
+        assert_eq!(to_write(&disk(&fill), None, Unwritten::Zeros), [0, 4]);
+    }
+
+    #[test]
+    fn where_nothing_is_not_zero_every_block_is_written() {
+        assert_eq!(to_write(&disk(&[0; 17]), None, Unwritten::Unknown), [0, 1, 2]);
+        assert_eq!(to_write(&disk(&[0; 32]), Some(&disk(&[0; 16])), Unwritten::Unknown), [2, 3]);
+    }
+
+    #[test]
+    fn a_block_that_became_zero_is_written() {
+        let (mut old, new) = ([5; 24], [0; 24]);
+        assert_eq!(to_write(&disk(&new), Some(&disk(&old)), Unwritten::Zeros), [0, 1, 2]);
+        old[8..].fill(0);
+        assert_eq!(to_write(&disk(&new), Some(&disk(&old)), Unwritten::Zeros), [0]);
+    }
+
+    #[test]
+    fn a_disk_does_not_stand_on_a_larger_volume() {
+        let sized = |size| Content { size, ..disk(&[0; 8]) };
+        assert!(fits(&sized(4 << 30), &sized(4 << 30)));
+        assert!(fits(&sized(5 << 30), &sized(4 << 30)));
+        assert!(!fits(&sized(4 << 30), &sized((4 << 30) + 512)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// The parent's blocks with the written ones on top are the new disk, whatever the two are.
+        #[test]
+        fn what_is_written_on_the_parent_gives_the_new_disk(
+            old in proptest::collection::vec(0..3_u8, 0..40),
+            new in proptest::collection::vec(0..3_u8, 1..40),
+            encrypted: bool,
+        ) {
+            let unwritten = if encrypted { Unwritten::Unknown } else { Unwritten::Zeros };
+            let parent = (!old.is_empty()).then(|| disk(&old));
+            let content = disk(&new);
+            let written = to_write(&content, parent.as_ref(), unwritten);
+            let covered = u32::try_from(old.len().div_ceil(CHUNKS)).unwrap();
+            for block in 0..u32::try_from(new.len().div_ceil(CHUNKS)).unwrap() {
+                let found = if written.contains(&block) {
+                    bytes(&new, block)
+                } else if block < covered {
+                    bytes(&old, block)
+                } else {
+                    vec![if encrypted { 0xa5 } else { 0 }; BLOCK]
+                };
+                prop_assert!(is_block(&content, block, &found), "block {block}");
+            }
+            // And no block is written that had the right bytes.
+            for block in written {
+                let beyond = block >= covered;
+                let same = !(beyond && encrypted) && bytes(&old, block) == bytes(&new, block);
+                prop_assert!(!same, "block {block} is written for nothing");
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What can go wrong with an account.
+
+use std::io;
+
+use kiln_core::{Digest, ImageName, Version};
+use kiln_io::ledger::LedgerError;
+use kiln_registry::RegistryError;
+
+/// Something in an account did not happen. What was made is in the ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum AwsError {
+    #[error("{operation} in {region}: {message} ({code})")]
+    Refused { operation: &'static str, region: String, code: String, message: String },
+    #[error("{operation} in {region} gets no answer: {reason}")]
+    Unreachable { operation: &'static str, region: String, reason: String },
+    #[error("the credentials expired before {operation} in {region}")]
+    Expired { operation: &'static str, region: String },
+    #[error("no credentials for AWS: {reason}")]
+    NoCredentials { reason: String },
+    #[error("{operation} in {region} answered without `{field}`")]
+    Incomplete { operation: &'static str, region: String, field: &'static str },
+    #[error("the credentials are those of account {found}, not of {expected}")]
+    OtherAccount { expected: String, found: String },
+    #[error("the snapshot {snapshot} in {region} failed: {reason}")]
+    Snapshot { snapshot: String, region: String, reason: String },
+    #[error("the AMI {ami} in {region} is {state}: {reason}")]
+    Image { ami: String, region: String, state: String, reason: String },
+    #[error("block {block} of the snapshot {snapshot} in {region} is not what was sealed")]
+    Differs { snapshot: String, region: String, block: u32 },
+    #[error("{what} in {region} makes no progress; it was {state} at last")]
+    Stalled { what: String, region: String, state: String },
+    #[error("there is an AMI `{name}` in {region} already, {ami}, and its disk is not {disk}")]
+    NameTaken { name: String, ami: String, region: String, disk: Digest },
+    #[error("{image} {version} has no boot sector and no EFI partition")]
+    NotBootable { image: ImageName, version: Version },
+    #[error("cannot read the stored disk")]
+    Disk(#[source] io::Error),
+    #[error("cannot keep the record of what was uploaded")]
+    Journal(#[source] io::Error),
+    #[error("the group `{group}` in {region} is not there, or has no launch template of its own")]
+    NoTemplate { group: String, region: String },
+    #[error("the launch template of the group `{group}` in {region} does not say what it replaced")]
+    NothingBefore { group: String, region: String },
+    #[error("stopped")]
+    Stopped,
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+impl AwsError {
+    /// The next thing to try.
+    pub fn hint(&self) -> Option<String> {
+        let again = "the same command goes on from there, `kiln clean` releases what was begun";
+        match self {
+            Self::Expired { .. } => Some(format!("log in again; {again}")),
+            Self::NoCredentials { .. } => {
+                Some("`aws configure`, `aws sso login`, or `AWS_ACCESS_KEY_ID` and its kin; docs/aws.md says which rights are needed".to_owned())
+            }
+            Self::Refused { code, .. } if code.contains("Unauthorized") || code.contains("AccessDenied") => {
+                Some(format!("docs/aws.md has the policy that is needed; {again}"))
+            }
+            Self::Refused { code, .. } if code.contains("LimitExceeded") || code.contains("Quota") => {
+                Some(format!("a quota of the account is used up: raise it or delete what is not needed; {again}"))
+            }
+            Self::Unreachable { .. } | Self::Stalled { .. } | Self::Stopped => Some(again.to_owned()),
+            Self::NameTaken { .. } => Some("give the image another version, or deregister that AMI".to_owned()),
+            Self::Differs { .. } | Self::Snapshot { .. } => {
+                Some("`kiln clean` removes it; then the same command makes another".to_owned())
+            }
+            Self::NotBootable { .. } => Some("only a disk that boots by itself can become an AMI".to_owned()),
+            Self::OtherAccount { .. } => Some("choose the other account with `AWS_PROFILE`".to_owned()),
+            Self::NoTemplate { .. } => Some("a group with a launch configuration or mixed instances cannot be released to".to_owned()),
+            Self::NothingBefore { .. } => Some("release the version that is meant with `kiln release start`".to_owned()),
+            Self::Registry(error) => error.hint(),
+            Self::Refused { .. }
+            | Self::Image { .. }
+            | Self::Incomplete { .. }
+            | Self::Disk(_)
+            | Self::Journal(_)
+            | Self::Ledger(_) => None,
+        }
+    }
+
+    /// What the service called it.
+    pub(crate) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+
+    /// What was asked for is not there.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.code().is_some_and(is_missing)
+    }
+
+    /// The operation met something of the same name.
+    pub(crate) fn is_duplicate(&self) -> bool {
+        self.code().is_some_and(|code| code.ends_with(".Duplicate"))
+    }
+}
+
+/// Whether `code` is EC2's or EBS's word for something that does not exist, or cannot be seen yet.
+pub(crate) fn is_missing(code: &str) -> bool {
+    code.ends_with(".NotFound")
+        || code.ends_with(".Unavailable")
+        || ["ResourceNotFoundException", "ParameterNotFound"].contains(&code)
+}

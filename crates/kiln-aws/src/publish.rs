@@ -1,0 +1,241 @@
+//! The way of a version into one region, and into all that were asked for at once.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use aws_sdk_ec2::types::BootModeValues;
+use futures_util::future::join_all;
+use kiln_core::{ImageName, Version, artifact::Artifact};
+use kiln_disk::hygiene::firmware;
+use kiln_io::{dirs::Dirs, ledger::Ledger};
+use kiln_registry::{Ami, Record, Reference, Registry, Selector, StoredDisk};
+use serde::Serialize;
+
+use crate::{
+    Account, Region, Sharing,
+    blocks::{self, Unwritten},
+    error::AwsError,
+    image::{Found, boot_mode},
+    intent::{self, Intent, TAG},
+    upload::{Parent, Wanted},
+};
+
+/// Versions before that are weighed as what a snapshot may stand on.
+const CANDIDATES: usize = 3;
+
+/// What an AMI carries as its intent when another kiln made it: no ledger has it, so nobody's `kiln clean` takes it away.
+const ADOPTED: &str = "adopted";
+
+/// Turns versions of a registry into AMIs.
+#[derive(Debug)]
+pub struct Publisher<'a> {
+    pub registry: &'a Registry,
+    pub dirs: &'a Dirs,
+    /// That of this run; it has every intent before anything is made for it.
+    pub ledger: &'a Ledger,
+    /// Seconds since 1970, UTC.
+    pub now: u64,
+}
+
+/// A region to publish to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub region: String,
+    /// ARN of the key that encrypts the snapshot; `None`: as the account has it by default.
+    pub kms_key: Option<String>,
+}
+
+/// What there is in a region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Published {
+    pub account: String,
+    pub ami: String,
+    pub snapshot: String,
+    /// It was there before.
+    pub already: bool,
+    /// Blocks of 512 KiB that were sent.
+    pub blocks: usize,
+}
+
+/// What became of one region.
+pub type Outcome = Result<Published, AwsError>;
+
+/// What became of every region.
+#[derive(Debug)]
+pub struct Report {
+    pub image: ImageName,
+    pub version: Version,
+    pub regions: BTreeMap<String, Outcome>,
+}
+
+impl Report {
+    /// How many regions have the AMI.
+    pub fn complete(&self) -> usize {
+        self.regions.values().filter(|outcome| outcome.is_ok()).count()
+    }
+
+    /// For people and programs: what there is, and what went wrong.
+    pub fn json(&self) -> serde_json::Value {
+        let region = |outcome: &Outcome| match outcome {
+            Ok(published) => serde_json::json!(published),
+            Err(error) => serde_json::json!({ "error": error.to_string() }),
+        };
+        let regions: serde_json::Map<_, _> =
+            self.regions.iter().map(|(name, outcome)| (name.clone(), region(outcome))).collect();
+        serde_json::json!({ "image": self.image, "version": self.version, "regions": regions })
+    }
+}
+
+impl Publisher<'_> {
+    /// Publishes `record` to all `places` at once. What fails in one region changes nothing for another.
+    pub async fn publish(&self, account: &Account, record: &Record, places: &[Place], sharing: &Sharing) -> Report {
+        let regions = join_all(places.iter().map(|place| async {
+            let region = account.region(&place.region);
+            (place.region.clone(), self.into_region(&region, record, place, sharing).await)
+        }));
+        Report {
+            image: record.artifact.image.clone(),
+            version: record.artifact.version.clone(),
+            regions: regions.await.into_iter().collect(),
+        }
+    }
+
+    async fn into_region(&self, region: &Region, record: &Record, place: &Place, sharing: &Sharing) -> Outcome {
+        if let Some(known) = self.known(region, record)? {
+            if region.is_available(&known.ami).await? {
+                region.share(&known.ami, sharing).await?;
+                let Ami { account, ami, snapshot, .. } = known;
+                return Ok(Published { account, ami, snapshot, already: true, blocks: 0 });
+            }
+            // Somebody deregistered it; the version is the same, so it is made again.
+            self.registry.forget_ami(&known)?;
+        }
+        let (disk, boot_mode) = self.bootable(record)?;
+        let catalog = std::path::absolute(self.registry.root()).map_err(AwsError::Journal)?;
+        let intent = Intent::declare(self.dirs, self.ledger, region, &subject(record), catalog)?;
+        let (found, blocks) = match region.find_image(record).await? {
+            Some(found) => (found, None),
+            None => {
+                let (found, blocks) = self.make(region, record, place, &intent, &disk, &boot_mode).await?;
+                (found, Some(blocks))
+            }
+        };
+        region.available(&found.ami).await?;
+        if found.intent.as_ref() != Some(&intent.id) {
+            let adopted = BTreeMap::from([(TAG.to_owned(), ADOPTED.to_owned())]);
+            region.mark(&[&found.ami, &found.snapshot], &adopted).await?;
+        }
+        region.share(&found.ami, sharing).await?;
+        self.enter(region, record, &found, &intent)?;
+        // A lost answer, or another kiln that was faster, may have left a second snapshot.
+        for other in region.snapshots_of(&intent.id).await? {
+            if let Some(other) = other.snapshot_id.filter(|other| *other != found.snapshot) {
+                region.delete_snapshot(&other).await?;
+            }
+        }
+        intent.fulfilled()?;
+        let Found { ami, snapshot, .. } = found;
+        let account = region.account.clone();
+        Ok(Published { account, ami, snapshot, already: blocks.is_none(), blocks: blocks.unwrap_or(0) })
+    }
+
+    /// From here on the AMI is published.
+    fn enter(&self, region: &Region, record: &Record, found: &Found, intent: &Intent<'_>) -> Result<(), AwsError> {
+        let artifact = &record.artifact;
+        self.registry.enter_ami(&Ami {
+            format: Ami::FORMAT,
+            image: artifact.image.clone(),
+            version: artifact.version.clone(),
+            disk: artifact.disk.digest,
+            account: region.account.clone(),
+            region: region.name.clone(),
+            ami: found.ami.clone(),
+            snapshot: found.snapshot.clone(),
+            kms_key: found.kms_key.clone(),
+            intent: intent.id.clone(),
+            published: self.now,
+        })?;
+        Ok(())
+    }
+
+    /// Snapshot, proof, AMI. How many blocks were sent for it.
+    async fn make(
+        &self,
+        region: &Region,
+        record: &Record,
+        place: &Place,
+        intent: &Intent<'_>,
+        disk: &Arc<StoredDisk>,
+        boot_mode: &BootModeValues,
+    ) -> Result<(Found, usize), AwsError> {
+        let tags = intent::tags(record, &intent.id);
+        let parents = self.parents(region, record, place, disk)?;
+        let kms_key = place.kms_key.as_deref();
+        let wanted = Wanted { disk, tags: &tags, kms_key, parents: &parents };
+        let snapshot = region.snapshot(intent, &wanted).await?;
+        let blocks = region.fill(intent, &snapshot, disk, &parents).await?;
+        region.read_back(&snapshot, disk.content(), &parents).await?;
+        let found = region.register(record, &snapshot, boot_mode, &tags).await?;
+        Ok((found, blocks))
+    }
+
+    /// The disk, and how it boots.
+    fn bootable(&self, record: &Record) -> Result<(Arc<StoredDisk>, BootModeValues), AwsError> {
+        let disk = Arc::new(self.registry.disk(record)?);
+        let boot_mode = boot_mode(firmware(disk.as_ref()).map_err(AwsError::Disk)?);
+        let Artifact { image, version, .. } = &record.artifact;
+        let missing = || AwsError::NotBootable { image: image.clone(), version: version.clone() };
+        Ok((disk, boot_mode.ok_or_else(missing)?))
+    }
+
+    fn known(&self, region: &Region, record: &Record) -> Result<Option<Ami>, AwsError> {
+        let amis = self.registry.amis(&record.artifact.image, &record.artifact.version)?;
+        Ok(amis.into_iter().find(|ami| (&ami.account, &ami.region) == (&region.account, &region.name)))
+    }
+
+    /// The newest versions whose snapshots the new one may stand on, that with the fewest blocks to write first.
+    fn parents(
+        &self,
+        region: &Region,
+        record: &Record,
+        place: &Place,
+        disk: &StoredDisk,
+    ) -> Result<Vec<Parent>, AwsError> {
+        let image = &record.artifact.image;
+        let mut parents = Vec::new();
+        for listed in self.registry.versions(image)? {
+            if listed.version == record.artifact.version || parents.len() == CANDIDATES {
+                continue;
+            }
+            let amis = self.registry.amis(image, &listed.version)?;
+            let here = amis.into_iter().find(|ami| {
+                (&ami.account, &ami.region, &ami.kms_key) == (&region.account, &region.name, &place.kms_key)
+            });
+            let Some(ami) = here else { continue };
+            let selector = Selector { image: image.clone(), reference: Reference::Named(listed.version.clone()) };
+            // A version that cannot be read is no reason to fail, only nothing to stand on.
+            let content = self.registry.record(&selector).and_then(|record| self.registry.content(&record));
+            let Ok(content) = content else { continue };
+            if content.disk == ami.disk && blocks::fits(disk.content(), &content) {
+                parents.push(Parent { version: listed.version.to_string(), snapshot: ami.snapshot, content });
+            }
+        }
+        parents.sort_by_cached_key(|parent| {
+            blocks::to_write(disk.content(), Some(&parent.content), Unwritten::Zeros).len()
+        });
+        Ok(parents)
+    }
+}
+
+/// What an intent is for, as its entry in the ledger says it.
+fn subject(record: &Record) -> String {
+    let artifact = &record.artifact;
+    format!("{}@{} {}", artifact.image, artifact.version, artifact.disk.digest)
+}
+
+/// Whether `catalog` has an AMI of `subject` that is `ami`, or that stands on the snapshot `ami`.
+pub(crate) fn is_recorded(catalog: &Path, subject: &str, id: &str) -> Result<bool, AwsError> {
+    let registry = Registry::open(catalog)?;
+    let image = subject.split_once('@').and_then(|(image, _)| image.parse().ok());
+    let amis = image.map_or_else(|| Ok(Vec::new()), |image| registry.amis_of(&image))?;
+    Ok(amis.iter().any(|ami| ami.ami == id || ami.snapshot == id))
+}

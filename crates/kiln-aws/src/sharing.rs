@@ -1,0 +1,76 @@
+//! Who may launch an AMI, until when it is offered, and how well it is protected.
+
+use aws_sdk_ec2::{
+    primitives::DateTime,
+    types::{ImageAttributeName, LaunchPermission, LaunchPermissionModifications, PermissionGroup},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{Region, call::Age, error::AwsError};
+
+/// What is set on an AMI when it is whole. Nothing by default: it belongs to its account alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sharing {
+    /// Accounts (twelve digits), organisations and organisational units (ARNs) that may launch it.
+    pub with: Vec<String>,
+    /// Everybody may launch it.
+    pub public: bool,
+    /// When it is no longer offered, seconds since 1970, UTC. Instances still start from it.
+    pub deprecate_at: Option<u64>,
+    /// It cannot be deregistered until somebody takes this off.
+    pub protect: bool,
+}
+
+impl Region {
+    /// Sets all of `sharing` on `ami`. Twice is as good as once.
+    pub(crate) async fn share(&self, ami: &str, sharing: &Sharing) -> Result<(), AwsError> {
+        let mut permissions: Vec<_> = sharing.with.iter().map(|whom| permission(whom)).collect();
+        if sharing.public {
+            permissions.push(LaunchPermission::builder().group(PermissionGroup::All).build());
+        }
+        if !permissions.is_empty() {
+            let add = LaunchPermissionModifications::builder().set_add(Some(permissions)).build();
+            let modify = || {
+                let request = self.ec2.modify_image_attribute().image_id(ami);
+                request.attribute(ImageAttributeName::LaunchPermission.as_str()).launch_permission(add.clone()).send()
+            };
+            self.caller.call("ModifyImageAttribute", Age::New, modify).await?;
+        }
+        if let Some(at) = sharing.deprecate_at {
+            let at = DateTime::from_secs(i64::try_from(at).unwrap_or(i64::MAX));
+            let deprecate = || self.ec2.enable_image_deprecation().image_id(ami).deprecate_at(at).send();
+            self.caller.call("EnableImageDeprecation", Age::New, deprecate).await?;
+        }
+        if sharing.protect {
+            let protect = || self.ec2.enable_image_deregistration_protection().image_id(ami).send();
+            self.caller.call("EnableImageDeregistrationProtection", Age::New, protect).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Who is meant, by the form of the name.
+fn permission(whom: &str) -> LaunchPermission {
+    let permission = LaunchPermission::builder();
+    if whom.contains(":ou/") {
+        permission.organizational_unit_arn(whom).build()
+    } else if whom.starts_with("arn:") {
+        permission.organization_arn(whom).build()
+    } else {
+        permission.user_id(whom).build()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_organisations_and_units_are_told_apart_by_their_names() {
+        assert_eq!(permission("123456789012").user_id(), Some("123456789012"));
+        let organisation = "arn:aws:organizations::123456789012:organization/o-1";
+        assert_eq!(permission(organisation).organization_arn(), Some(organisation));
+        let unit = "arn:aws:organizations::123456789012:ou/o-1/ou-2";
+        assert_eq!(permission(unit).organizational_unit_arn(), Some(unit));
+    }
+}

@@ -1,0 +1,295 @@
+//! A snapshot of a sealed disk through the EBS direct APIs: found or started, filled, completed.
+
+mod journal;
+
+use std::{cell::Cell, collections::BTreeMap, sync::Arc};
+
+use aws_sdk_ebs::{
+    primitives::ByteStream,
+    types::{ChecksumAggregationMethod, ChecksumAlgorithm},
+};
+use aws_sdk_ec2::types::SnapshotState;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::{StreamExt as _, stream};
+use kiln_disk::ReadAt;
+use kiln_io::random::nonce;
+use kiln_registry::{Content, StoredDisk};
+use sha2::{Digest as _, Sha256};
+
+use self::journal::Journal;
+use crate::{
+    Note, Region,
+    blocks::{self, BLOCK, Unwritten},
+    call::{Age, Look},
+    error::AwsError,
+    intent::{Intent, TAG, tagged},
+};
+
+/// Blocks on their way at once, which is also what bounds the memory: 512 KiB each.
+const IN_FLIGHT: usize = 32;
+/// How long EBS keeps an unfinished snapshot to which nothing is written, in minutes.
+const KEPT: i32 = 24 * 60;
+
+/// The key of an encrypted snapshot that EC2 does not name.
+pub(crate) const DEFAULT_KEY: &str = "default";
+
+/// A version whose snapshot is in the region already.
+#[derive(Debug)]
+pub(crate) struct Parent {
+    pub(crate) version: String,
+    pub(crate) snapshot: String,
+    pub(crate) content: Content,
+}
+
+/// A snapshot of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub(crate) id: String,
+    pub(crate) complete: bool,
+    pub(crate) kms_key: Option<String>,
+    pub(crate) parent: Option<String>,
+}
+
+impl Snapshot {
+    /// What its unwritten blocks hold.
+    pub(crate) const fn unwritten(&self) -> Unwritten {
+        if self.kms_key.is_some() { Unwritten::Unknown } else { Unwritten::Zeros }
+    }
+}
+
+/// How a snapshot is to be made.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) disk: &'a Arc<StoredDisk>,
+    pub(crate) tags: &'a BTreeMap<String, String>,
+    /// The key to encrypt with; `None`: as the account has it by default.
+    pub(crate) kms_key: Option<&'a str>,
+    /// Versions that it may stand on, the best first.
+    pub(crate) parents: &'a [Parent],
+}
+
+impl Region {
+    /// The snapshot of `intent`: the one that is there, else a new one.
+    pub(crate) async fn snapshot(&self, intent: &Intent<'_>, wanted: &Wanted<'_>) -> Result<Snapshot, AwsError> {
+        if let Some(found) = self.find_snapshot(&intent.id).await? {
+            self.caller.watch.note(&self.name, Note::Resumed { snapshot: &found.id });
+            return Ok(found);
+        }
+        self.start(wanted).await
+    }
+
+    /// The snapshot that carries the mark of `intent`. One that failed is deleted and does not count.
+    async fn find_snapshot(&self, intent: &str) -> Result<Option<Snapshot>, AwsError> {
+        let mut found = None;
+        for snapshot in self.snapshots_of(intent).await? {
+            let Some(id) = snapshot.snapshot_id else { continue };
+            if snapshot.state == Some(SnapshotState::Error) {
+                self.delete_snapshot(&id).await?;
+                continue;
+            }
+            let parent = journal::parent_of(snapshot.description.as_deref());
+            let complete = snapshot.state == Some(SnapshotState::Completed);
+            let encrypted = snapshot.encrypted == Some(true);
+            let kms_key = encrypted.then(|| snapshot.kms_key_id.unwrap_or_else(|| DEFAULT_KEY.to_owned()));
+            found = Some(Snapshot { id, complete, kms_key, parent });
+        }
+        Ok(found)
+    }
+
+    /// Every snapshot of ours with the mark of `intent`.
+    pub(crate) async fn snapshots_of(&self, intent: &str) -> Result<Vec<aws_sdk_ec2::types::Snapshot>, AwsError> {
+        let mut snapshots = Vec::new();
+        let mut next = None;
+        loop {
+            let look = || {
+                let request = self.ec2.describe_snapshots().owner_ids("self").filters(tagged(TAG, intent));
+                request.set_next_token(next.clone()).send()
+            };
+            let page = self.caller.call("DescribeSnapshots", Age::Old, look).await?;
+            snapshots.extend(page.snapshots.unwrap_or_default());
+            next = page.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                return Ok(snapshots);
+            }
+        }
+    }
+
+    /// Deletes a snapshot that nobody uses; gone already is as good.
+    pub(crate) async fn delete_snapshot(&self, id: &str) -> Result<(), AwsError> {
+        let delete = || self.ec2.delete_snapshot().snapshot_id(id).send();
+        match self.caller.call("DeleteSnapshot", Age::Old, delete).await {
+            Err(error) if !error.is_missing() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn start(&self, wanted: &Wanted<'_>) -> Result<Snapshot, AwsError> {
+        for parent in wanted.parents {
+            match self.start_on(wanted, Some(parent)).await {
+                // Deleted by somebody, or not ours to build on.
+                Err(AwsError::Refused { code, .. })
+                    if code == "ResourceNotFoundException" || code == "ValidationException" => {}
+                started => return started,
+            }
+        }
+        self.start_on(wanted, None).await
+    }
+
+    async fn start_on(&self, wanted: &Wanted<'_>, parent: Option<&Parent>) -> Result<Snapshot, AwsError> {
+        let size = wanted.disk.size();
+        let gib = i64::try_from(blocks::volume(size)).unwrap_or(i64::MAX);
+        // The same for every attempt: a lost answer starts no second snapshot.
+        let token = nonce();
+        let tags: Vec<_> = wanted
+            .tags
+            .iter()
+            .map(|(key, value)| aws_sdk_ebs::types::Tag::builder().key(key).value(value).build())
+            .collect();
+        let start = || {
+            let mut request = self.ebs.start_snapshot().volume_size(gib).client_token(&token).timeout(KEPT);
+            request = request.description(journal::description(parent.map(|parent| parent.snapshot.as_str())));
+            request = request.set_tags(Some(tags.clone()));
+            // A child is encrypted as its parent is; EBS refuses both in one request.
+            request = match parent {
+                Some(parent) => request.parent_snapshot_id(&parent.snapshot),
+                None => request
+                    .set_encrypted(wanted.kms_key.map(|_| true))
+                    .set_kms_key_arn(wanted.kms_key.map(str::to_owned)),
+            };
+            request.send()
+        };
+        let started = self.caller.call("StartSnapshot", Age::Old, start).await?;
+        let id = started.snapshot_id.ok_or_else(|| self.caller.incomplete("StartSnapshot", "SnapshotId"))?;
+        let parent = parent.map(|parent| parent.snapshot.clone());
+        Ok(Snapshot { id, complete: false, kms_key: started.kms_key_arn, parent })
+    }
+
+    /// Fills `snapshot` with what of `disk` it lacks, completes it, and waits until it is there. How many blocks were put.
+    pub(crate) async fn fill(
+        &self,
+        intent: &Intent<'_>,
+        snapshot: &Snapshot,
+        disk: &Arc<StoredDisk>,
+        parents: &[Parent],
+    ) -> Result<usize, AwsError> {
+        let parent = parents.iter().find(|parent| Some(&parent.snapshot) == snapshot.parent.as_ref());
+        let mut put = 0;
+        if !snapshot.complete {
+            let content = parent.map(|parent| &parent.content);
+            let blocks = blocks::to_write(disk.content(), content, snapshot.unwritten());
+            let (mut journal, mut sums) = Journal::open(&intent.journals, &snapshot.id).map_err(AwsError::Journal)?;
+            sums.retain(|block, _| blocks.binary_search(block).is_ok());
+            let version = parent.map(|parent| parent.version.as_str());
+            let note = Note::Uploading { blocks: blocks.len(), present: sums.len(), parent: version };
+            self.caller.watch.note(&self.name, note);
+            let missing: Vec<u32> = blocks.into_iter().filter(|block| !sums.contains_key(block)).collect();
+            put = missing.len();
+            sums.extend(self.put_all(&snapshot.id, disk, missing, &mut journal).await?);
+            self.complete(&snapshot.id, &sums).await.inspect_err(|error| {
+                // Whatever is wrong with what was put, the next run puts all of it.
+                if matches!(error, AwsError::Refused { .. }) {
+                    intent.forget_blocks();
+                }
+            })?;
+        }
+        self.completed(&snapshot.id).await?;
+        Ok(put)
+    }
+
+    /// Writes these blocks, many at a time; the SHA-256 of each.
+    async fn put_all(
+        &self,
+        snapshot: &str,
+        disk: &Arc<StoredDisk>,
+        blocks: Vec<u32>,
+        journal: &mut Journal,
+    ) -> Result<BTreeMap<u32, [u8; 32]>, AwsError> {
+        let (mut sums, mut failure) = (BTreeMap::new(), None);
+        // After a failure no further block is begun, but what is on its way still counts.
+        let failed = Cell::new(false);
+        let begun = blocks.into_iter().take_while(|_| !failed.get());
+        let mut done = stream::iter(begun).map(|block| self.put(snapshot, disk, block)).buffer_unordered(IN_FLIGHT);
+        while let Some(outcome) = done.next().await {
+            match outcome {
+                Ok((block, sum)) => {
+                    journal.add(block, &sum).map_err(AwsError::Journal)?;
+                    sums.insert(block, sum);
+                }
+                Err(error) => {
+                    failed.set(true);
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        failure.map_or(Ok(sums), Err)
+    }
+
+    /// Writes one block; its SHA-256.
+    async fn put(&self, snapshot: &str, disk: &Arc<StoredDisk>, block: u32) -> Result<(u32, [u8; 32]), AwsError> {
+        let (bytes, sum) = read(disk.clone(), block).await?;
+        let checksum = STANDARD.encode(sum);
+        let index = i32::try_from(block).unwrap_or(i32::MAX);
+        let put = || {
+            let request = self.ebs.put_snapshot_block().snapshot_id(snapshot).block_index(index);
+            let request = request.data_length(i32::try_from(BLOCK).unwrap_or(i32::MAX));
+            let request = request.checksum(&checksum).checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256);
+            request.block_data(ByteStream::from(bytes.clone())).send()
+        };
+        self.caller.call("PutSnapshotBlock", Age::New, put).await?;
+        Ok((block, sum))
+    }
+
+    async fn complete(&self, snapshot: &str, sums: &BTreeMap<u32, [u8; 32]>) -> Result<(), AwsError> {
+        let linear = sums.values().fold(Sha256::new(), |hasher, sum| hasher.chain_update(sum)).finalize();
+        let count = i32::try_from(sums.len()).unwrap_or(i32::MAX);
+        let mut attempts = 0;
+        let complete = || {
+            attempts += 1;
+            let request = self.ebs.complete_snapshot().snapshot_id(snapshot).changed_blocks_count(count);
+            let request = request.checksum(STANDARD.encode(linear));
+            request
+                .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
+                .checksum_aggregation_method(ChecksumAggregationMethod::ChecksumAggregationLinear)
+                .send()
+        };
+        match self.caller.call("CompleteSnapshot", Age::New, complete).await {
+            // The first attempt may have been carried out, and only its answer lost.
+            Err(AwsError::Refused { .. }) if attempts > 1 => Ok(()),
+            completed => completed.map(drop),
+        }
+    }
+
+    async fn completed(&self, snapshot: &str) -> Result<(), AwsError> {
+        self.caller.wait("the snapshot", || self.look_at(snapshot)).await
+    }
+
+    async fn look_at(&self, id: &str) -> Result<Look<()>, AwsError> {
+        let look = || self.ec2.describe_snapshots().snapshot_ids(id).send();
+        let found = self.caller.call("DescribeSnapshots", Age::New, look).await?;
+        let snapshot = found.snapshots.unwrap_or_default().into_iter().next();
+        let snapshot = snapshot.ok_or_else(|| self.caller.incomplete("DescribeSnapshots", "snapshotSet"))?;
+        match snapshot.state {
+            Some(SnapshotState::Completed) => Ok(Look::Done(())),
+            Some(SnapshotState::Error) => Err(AwsError::Snapshot {
+                snapshot: id.to_owned(),
+                region: self.name.clone(),
+                reason: snapshot.state_message.unwrap_or_else(|| "no reason is given".to_owned()),
+            }),
+            _ => Ok(Look::Under(snapshot.progress.unwrap_or_default())),
+        }
+    }
+}
+
+/// One block of a disk and its SHA-256, on a thread that may wait for the disk.
+async fn read(disk: Arc<StoredDisk>, block: u32) -> Result<(Vec<u8>, [u8; 32]), AwsError> {
+    let read = move || {
+        let mut bytes = vec![0; BLOCK];
+        let offset = u64::from(block) * BLOCK as u64;
+        let within = disk.size().saturating_sub(offset).min(BLOCK as u64);
+        disk.read_at(offset, &mut bytes[..usize::try_from(within).unwrap_or(BLOCK)])?;
+        let sum = Sha256::digest(&bytes).into();
+        Ok((bytes, sum))
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    read.map_err(std::io::Error::other).and_then(|read| read).map_err(AwsError::Disk)
+}

@@ -1,0 +1,42 @@
+//! What dead builds left in the accounts of providers.
+
+use kiln_io::{
+    dirs::Dirs,
+    ledger::{self, BuildReport, Choice, Condition, Resource},
+};
+
+use crate::failure::Failure;
+
+/// Releases it, where a kiln that knows the provider can.
+pub(super) async fn release(dirs: &Dirs, choice: &Choice) -> Result<(), Failure> {
+    let mut reports = ledger::survey(dirs).map_err(|error| Failure::of(&error))?;
+    reports.retain(|report| {
+        let wanted = choice.build.as_ref().is_none_or(|build| *build == report.build);
+        let over = report.condition == Condition::Interrupted || (choice.kept && report.condition == Condition::Kept);
+        wanted && over && report.found.iter().any(|entry| matches!(entry.resource, Resource::Remote(_)))
+    });
+    if reports.is_empty() { Ok(()) } else { reconcile(dirs, &reports).await }
+}
+
+#[cfg(feature = "aws")]
+async fn reconcile(dirs: &Dirs, reports: &[BuildReport]) -> Result<(), Failure> {
+    use crate::{output, verbs::publish};
+
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let released = kiln_aws::reconcile(dirs, reports, || publish::ami::access(&cancel)).await?;
+    for (id, region) in released.gone {
+        output::talk(&format!("released {id} in {region}"));
+    }
+    for (id, region) in released.kept {
+        output::talk(&format!("{id} in {region} is published and stays"));
+    }
+    Ok(())
+}
+
+/// Nothing of it is forgotten: the ledgers keep it, and it is named again below.
+#[cfg(not(feature = "aws"))]
+#[expect(clippy::unnecessary_wraps, clippy::unused_async, reason = "with the feature `aws` it waits and can fail")]
+async fn reconcile(_: &Dirs, _: &[BuildReport]) -> Result<(), Failure> {
+    crate::output::talk("this kiln was built without the cargo feature `aws` and cannot release what is there");
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! `kiln publish`: a version to where machines start from it.
+
+#[cfg(feature = "aws")]
+pub(crate) mod ami;
+
+use crate::{arguments::PublishVerb, failure::Outcome};
+
+pub(crate) async fn run(verb: PublishVerb) -> Outcome {
+    match verb {
+        #[cfg(feature = "aws")]
+        PublishVerb::Ami(arguments) => ami::run(arguments).await,
+        #[cfg(not(feature = "aws"))]
+        PublishVerb::Ami(_) => Err(without_aws()),
+    }
+}
+
+/// What a kiln says that was built without the AWS SDK.
+#[cfg(not(feature = "aws"))]
+pub(crate) fn without_aws() -> crate::failure::Failure {
+    crate::failure::Failure::new("this kiln was built without the cargo feature `aws`")
+        .hint("`cargo build --release --features aws`; it takes some minutes more")
+}

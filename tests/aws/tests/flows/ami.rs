@@ -1,0 +1,155 @@
+//! A version becomes an AMI: right, complete, and only what changed is sent.
+
+use kiln_aws::{AwsError, Place, Sharing};
+use kiln_aws_tests::{Fake, Fault, Schedule};
+
+use crate::bench::{self, Bench, REGIONS};
+
+#[tokio::test]
+async fn an_ami_has_every_byte_of_the_sealed_disk() {
+    let bench = Bench::new("whole");
+    let disk = bench.publish("1.0.0", &bench::disk(1, 31));
+    let published = bench.ami("1.0.0").await.unwrap();
+    assert!(!published.already);
+    assert_eq!(published.blocks, bench::blocks_with_data(&disk));
+    assert_eq!(bench.calls("PutSnapshotBlock"), published.blocks);
+    bench.holds(&published, &disk);
+    let amis = bench.registry.amis(&"web".parse().unwrap(), &"1.0.0".parse().unwrap()).unwrap();
+    assert_eq!(amis.iter().map(|ami| ami.ami.as_str()).collect::<Vec<_>>(), [published.ami.as_str()]);
+    let image = bench.fake.living().into_iter().find(|living| living.kind == "image").unwrap();
+    assert_eq!(image.tags["kiln:version"], "1.0.0");
+    assert_eq!(image.tags["kiln:disk"], amis[0].disk.to_string());
+    assert_eq!(bench.outstanding(), 0);
+}
+
+#[tokio::test]
+async fn a_further_version_sends_what_differs_and_zeros_where_it_became_zero() {
+    let bench = Bench::new("delta");
+    let first = bench.publish("1.0.0", &bench::disk(1, 31));
+    bench.ami("1.0.0").await.unwrap();
+    let mut second = first;
+    second[20 * bench::BLOCK..22 * bench::BLOCK].fill(0);
+    second[30 * bench::BLOCK + 5] ^= 1;
+    let second = bench.publish("1.1.0", &second);
+    let before = bench.calls("PutSnapshotBlock");
+    let published = bench.ami("1.1.0").await.unwrap();
+    assert_eq!(published.blocks, 3);
+    assert_eq!(bench.calls("PutSnapshotBlock") - before, 3);
+    bench.holds(&published, &second);
+}
+
+#[tokio::test]
+async fn random_disks_on_each_other_are_read_back_as_sealed() {
+    for seed in 0..12 {
+        let bench = Bench::new(&format!("random-{seed}"));
+        let mut disk = bench::disk(seed, 16);
+        for step in 0..3 {
+            bench::mutate(&mut disk, seed * 16 + step);
+            let version = format!("1.{step}.0");
+            let sealed = bench.publish(&version, &disk);
+            let key = (seed % 3 == 0).then(|| bench::KEY.to_owned());
+            let place = Place { region: REGIONS[0].to_owned(), kms_key: key };
+            let report = bench.report(&version, &[place], &Sharing::default()).await;
+            let published = report.regions.into_values().next().unwrap().unwrap();
+            bench.holds(&published, &sealed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_encrypted_snapshot_is_written_in_full_because_the_rest_is_not_zero() {
+    let bench = Bench::new("encrypted");
+    let disk = bench.publish("1.0.0", &bench::disk(1, 10));
+    let place = Place { region: REGIONS[0].to_owned(), kms_key: Some(bench::KEY.to_owned()) };
+    let report = bench.report("1.0.0", &[place], &Sharing::default()).await;
+    let published = report.regions.into_values().next().unwrap().unwrap();
+    assert_eq!(published.blocks, disk.len().div_ceil(bench::BLOCK));
+    bench.holds(&published, &disk);
+}
+
+#[tokio::test]
+async fn the_same_version_again_changes_nothing() {
+    let bench = Bench::new("again");
+    bench.publish("1.0.0", &bench::disk(1, 10));
+    let first = bench.ami("1.0.0").await.unwrap();
+    let second = bench.ami("1.0.0").await.unwrap();
+    assert!(second.already);
+    assert_eq!(second.ami, first.ami);
+    assert_eq!(bench.living(), (1, 1));
+}
+
+#[tokio::test]
+async fn an_ami_that_somebody_deregistered_is_made_again() {
+    let bench = Bench::new("deregistered");
+    let disk = bench.publish("1.0.0", &bench::disk(1, 10));
+    let first = bench.ami("1.0.0").await.unwrap();
+    bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "DeregisterImage", &[("ImageId", &first.ami)]).unwrap();
+    let second = bench.ami("1.0.0").await.unwrap();
+    assert_ne!(second.ami, first.ami);
+    bench.holds(&second, &disk);
+}
+
+#[tokio::test]
+async fn a_region_that_fails_takes_no_other_with_it() {
+    let bench = Bench::new("partial");
+    bench.publish("1.0.0", &bench::disk(1, 5));
+    let places: Vec<_> = REGIONS.iter().map(|region| Place { region: (*region).to_owned(), kms_key: None }).collect();
+    bench.fake.schedule(Schedule::new().at("RegisterImage", 2, Fault::AccessDenied));
+    let report = bench.report("1.0.0", &places, &Sharing::default()).await;
+    assert_eq!(report.complete(), REGIONS.len() - 1);
+    let failed = report.regions.values().filter_map(|outcome| outcome.as_ref().err()).collect::<Vec<_>>();
+    assert!(matches!(failed[..], [AwsError::Refused { code, .. }] if code == "UnauthorizedOperation"), "{failed:?}");
+    bench.die();
+    let report = bench.report("1.0.0", &places, &Sharing::default()).await;
+    assert_eq!(report.complete(), REGIONS.len());
+    assert_eq!(bench.living(), (REGIONS.len(), REGIONS.len()));
+}
+
+#[tokio::test]
+async fn two_registries_with_the_same_disk_share_the_ami() {
+    let (bench, other) = (Bench::new("first"), Bench::new("second"));
+    let disk = bench.publish("1.0.0", &bench::disk(1, 5));
+    other.publish("1.0.0", &bench::disk(1, 5));
+    let first = bench.ami("1.0.0").await.unwrap();
+    let second = other.ami_at(&bench.fake, "1.0.0").await.unwrap();
+    assert_eq!(second.ami, first.ami);
+    bench.holds(&first, &disk);
+    assert_eq!(bench.living(), (1, 1));
+}
+
+#[tokio::test]
+async fn a_stranger_of_the_same_name_is_refused() {
+    let bench = Bench::new("taken");
+    bench.publish("1.0.0", &bench::disk(1, 5));
+    let first = bench.ami("1.0.0").await.unwrap();
+    let tag = [("ResourceId.1", first.ami.as_str()), ("Tag.1.Key", "kiln:disk"), ("Tag.1.Value", "another")];
+    bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "CreateTags", &tag).unwrap();
+    let registry = &bench.registry;
+    for ami in registry.amis_of(&"web".parse().unwrap()).unwrap() {
+        registry.forget_ami(&ami).unwrap();
+    }
+    let error = bench.ami("1.0.0").await.unwrap_err();
+    assert!(matches!(error, AwsError::NameTaken { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn sharing_deprecation_and_protection_are_as_asked_and_nothing_is_public_unasked() {
+    let bench = Bench::new("sharing");
+    bench.publish("1.0.0", &bench::disk(1, 5));
+    let place = [Place { region: REGIONS[0].to_owned(), kms_key: None }];
+    let sharing = Sharing {
+        with: vec!["210987654321".to_owned()],
+        deprecate_at: Some(bench::in_a_month()),
+        protect: true,
+        public: false,
+    };
+    let report = bench.report("1.0.0", &place, &sharing).await;
+    let published = report.regions.into_values().next().unwrap().unwrap();
+    let image = [("ImageId.1", published.ami.as_str())];
+    let described = bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "DescribeImages", &image).unwrap();
+    assert!(described.contains("<isPublic>false</isPublic>"), "{described}");
+    assert!(described.contains("<deprecationTime>"), "{described}");
+    let attribute = [("ImageId", published.ami.as_str()), ("Attribute", "launchPermission")];
+    let shared = bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "DescribeImageAttribute", &attribute).unwrap();
+    assert!(shared.contains("210987654321"), "{shared}");
+}

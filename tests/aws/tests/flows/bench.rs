@@ -1,0 +1,218 @@
+//! A registry, a state directory and a fake AWS, and what is asked of them.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use kiln_aws::{
+    Access, Account, AwsError, Patience, Place, Published, Publisher, Region, Report, Sharing, Silent, StandIn,
+};
+use kiln_aws_tests::Fake;
+use kiln_io::{
+    dirs::Dirs,
+    guest::Quiet,
+    ledger::{self, Condition, Ledger},
+    random::nonce,
+    time::{Clock as _, Policy, SystemClock},
+};
+use kiln_registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use crate::artifact::{Scratch, fixed, sealed};
+
+pub(crate) use kiln_aws_tests::BLOCK;
+
+pub(crate) const REGIONS: [&str; 3] = ["eu-west-1", "eu-north-1", "us-east-1"];
+pub(crate) const KEY: &str = "arn:aws:kms:eu-west-1:111122223333:key/11111111-2222-3333-4444-555555555555";
+/// Bytes of the disks of these tests: not a whole number of blocks.
+const SIZE: usize = 32 * BLOCK + 192 * 1024;
+
+pub(crate) struct Bench {
+    pub(crate) fake: Fake,
+    pub(crate) registry: Registry,
+    dirs: Dirs,
+    scratch: Scratch,
+}
+
+impl Bench {
+    pub(crate) fn new(name: &str) -> Self {
+        let scratch = Scratch::new(&format!("aws-{name}-{}", &nonce()[..8]));
+        let directory = |name| scratch.0.join(name);
+        let dirs = Dirs { cache: directory("cache"), state: directory("state"), data: directory("data") };
+        Self { fake: Fake::start(), registry: scratch.registry(), dirs, scratch }
+    }
+
+    /// Publishes `disk` as a version of `web` into the registry.
+    pub(crate) fn publish(&self, version: &str, disk: &[u8]) -> Vec<u8> {
+        let directory = self.scratch.0.join(version);
+        let built = sealed(&directory, &format!("b-{version}"), disk, 1);
+        self.registry.publish(&built, &directory, &fixed(version), &Quiet).unwrap();
+        disk.to_vec()
+    }
+
+    pub(crate) async fn ami(&self, version: &str) -> Result<Published, AwsError> {
+        self.ami_at(&self.fake, version).await
+    }
+
+    pub(crate) async fn ami_at(&self, fake: &Fake, version: &str) -> Result<Published, AwsError> {
+        let place = Place { region: REGIONS[0].to_owned(), kms_key: None };
+        let report = self.report_at(fake, version, &[place], &Sharing::default()).await?;
+        report.regions.into_values().next().unwrap()
+    }
+
+    pub(crate) async fn report(&self, version: &str, places: &[Place], sharing: &Sharing) -> Report {
+        self.report_at(&self.fake, version, places, sharing).await.unwrap()
+    }
+
+    async fn report_at(
+        &self,
+        fake: &Fake,
+        version: &str,
+        places: &[Place],
+        sharing: &Sharing,
+    ) -> Result<Report, AwsError> {
+        let account = Account::open(access(fake), REGIONS[0]).await?;
+        let record = self.registry.record(&format!("web@{version}").parse().unwrap())?;
+        let ledger = Ledger::open(&self.dirs, &format!("b-{}", nonce()))?;
+        let publisher = Publisher { registry: &self.registry, dirs: &self.dirs, ledger: &ledger, now: 5_000 };
+        Ok(publisher.publish(&account, &record, places, sharing).await)
+    }
+
+    pub(crate) async fn region(&self, name: &str) -> Region {
+        Account::open(access(&self.fake), name).await.unwrap().region(name)
+    }
+
+    /// What `kiln clean` does, once.
+    pub(crate) async fn clean(&self) {
+        let mut reports = ledger::survey(&self.dirs).unwrap();
+        reports.retain(|report| report.condition == Condition::Interrupted);
+        kiln_aws::reconcile(&self.dirs, &reports, || access(&self.fake)).await.unwrap();
+    }
+
+    /// From now on the kilns that ran so far are dead: their ledgers name another process.
+    pub(crate) fn die(&self) {
+        for build in fs::read_dir(self.dirs.state.join("builds")).unwrap().flatten() {
+            let path = build.path().join(ledger::FILE);
+            let text = fs::read_to_string(&path).unwrap();
+            let mut first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+            first["owner"]["pid"] = (1 << 30).into();
+            fs::write(&path, format!("{text}{first}\n")).unwrap();
+        }
+    }
+
+    /// Entries of all ledgers that were not released.
+    pub(crate) fn outstanding(&self) -> usize {
+        ledger::survey(&self.dirs).unwrap().iter().map(|report| report.found.len()).sum()
+    }
+
+    /// Things of the same account that look like ours and are not.
+    pub(crate) fn plant(&self) {
+        let tags = [
+            ("TagSpecification.1.ResourceType", "snapshot"),
+            ("TagSpecification.1.Tag.1.Key", "kiln:image"),
+            ("TagSpecification.1.Tag.1.Value", "web"),
+            ("TagSpecification.1.Tag.2.Key", "kiln:intent"),
+            ("TagSpecification.1.Tag.2.Value", "i-somebody-else"),
+        ];
+        let disk = [1; BLOCK];
+        let ami = self.fake.base_image(kiln_aws_tests::BaseImage {
+            region: REGIONS[0],
+            owner: Fake::ACCOUNT,
+            name: "web-1.0.0-00000000",
+            architecture: "x86_64",
+            disk: &disk,
+        });
+        let snapshot = self.fake.root_snapshot(REGIONS[0], Fake::ACCOUNT, &ami).unwrap();
+        let mut fields = vec![("ResourceId.1", ami.as_str()), ("ResourceId.2", snapshot.as_str())];
+        let tags: Vec<_> =
+            tags[1..].iter().map(|(key, value)| (key.trim_start_matches("TagSpecification.1."), *value)).collect();
+        fields.extend(tags);
+        self.fake.ec2(Fake::ACCOUNT, REGIONS[0], "CreateTags", &fields).unwrap();
+    }
+
+    /// How many images and snapshots there are.
+    pub(crate) fn living(&self) -> (usize, usize) {
+        let living = self.fake.living();
+        let count = |kind| living.iter().filter(|living| living.kind == kind).count();
+        (count("image"), count("snapshot"))
+    }
+
+    /// Calls of `action` that were carried out.
+    pub(crate) fn calls(&self, action: &str) -> usize {
+        self.fake.ledger().iter().filter(|entry| entry.action == action && entry.refused.is_none()).count()
+    }
+
+    /// Panics unless the AMI's volume would be `disk`, with zeros up to its end.
+    pub(crate) fn holds(&self, published: &Published, disk: &[u8]) {
+        let region = self.fake.living().into_iter().find(|living| living.id == published.ami).unwrap().region;
+        let snapshot = self.fake.root_snapshot(&region, Fake::ACCOUNT, &published.ami).unwrap();
+        assert_eq!(snapshot, published.snapshot);
+        for (index, expected) in (0_u32..).zip(disk.chunks(BLOCK)) {
+            let block = self.fake.block(&region, Fake::ACCOUNT, &snapshot, index).unwrap();
+            assert!(block.starts_with(expected), "block {index}");
+            assert!(block[expected.len()..].iter().all(|byte| *byte == 0), "block {index}");
+        }
+    }
+}
+
+fn access(fake: &Fake) -> Access {
+    let policy = |first, max, deadline| Policy {
+        first: Duration::from_millis(first),
+        max: Duration::from_millis(max),
+        deadline: Duration::from_millis(deadline),
+    };
+    Access {
+        stand_in: Some(StandIn { url: fake.endpoint(), key: "AKIDEXAMPLE".to_owned(), secret: "secret".to_owned() }),
+        clock: Arc::new(SystemClock::new()),
+        cancel: CancellationToken::new(),
+        patience: Patience {
+            attempt: Duration::from_secs(20),
+            retry: policy(2, 50, 60_000),
+            visible: Duration::from_millis(200),
+            progress: policy(2, 20, 400),
+        },
+        watch: Arc::new(Silent),
+    }
+}
+
+/// A disk that a BIOS would boot, with data in about `blocks` blocks.
+pub(crate) fn disk(seed: u64, blocks: usize) -> Vec<u8> {
+    let mut disk = vec![0; SIZE];
+    let mut state = seed;
+    for block in 0..blocks {
+        let at = block * BLOCK + (next(&mut state) % 300_000) as usize;
+        for byte in &mut disk[at..at + 1000] {
+            *byte = next(&mut state).to_le_bytes()[0] | 1;
+        }
+    }
+    disk[0] = 0xeb;
+    disk
+}
+
+/// Changes a few blocks, empties some, fills others.
+pub(crate) fn mutate(disk: &mut [u8], seed: u64) {
+    let mut state = seed;
+    for _ in 0..10 {
+        let block = (next(&mut state) % (SIZE / BLOCK) as u64) as usize;
+        let range = block * BLOCK..(block + 1) * BLOCK;
+        match next(&mut state) % 3 {
+            0 => disk[range].fill(0),
+            1 => disk[range].fill(7),
+            _ => disk[range.start + 4_000] ^= 1,
+        }
+    }
+    disk[0] = 0xeb;
+}
+
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+/// How many blocks of `disk` have data.
+pub(crate) fn blocks_with_data(disk: &[u8]) -> usize {
+    disk.chunks(BLOCK).filter(|block| block.iter().any(|byte| *byte != 0)).count()
+}
+
+pub(crate) fn in_a_month() -> u64 {
+    let now = SystemClock::new().wall().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    now.as_secs() + 30 * 86_400
+}

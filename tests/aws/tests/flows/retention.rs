@@ -1,0 +1,74 @@
+//! Old AMIs go, and only those that nobody needs and that are ours beyond doubt.
+
+use kiln_aws::{Fate, Keep};
+use kiln_aws_tests::Fake;
+use kiln_core::ImageName;
+use kiln_io::time::{Clock as _, SystemClock};
+
+use crate::bench::{self, Bench, REGIONS};
+
+const REGION: &str = REGIONS[0];
+const DAY: u64 = 86_400;
+
+fn web() -> ImageName {
+    "web".parse().unwrap()
+}
+
+fn now() -> u64 {
+    SystemClock::new().wall().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+async fn versions(bench: &Bench, count: u8) -> Vec<String> {
+    let mut disk = bench::disk(1, 3);
+    let mut amis = Vec::new();
+    for number in 0..count {
+        disk[4_000] = number;
+        let version = format!("1.{number}.0");
+        bench.publish(&version, &disk);
+        amis.push(bench.ami(&version).await.unwrap().ami);
+    }
+    amis
+}
+
+#[tokio::test]
+async fn it_is_said_then_withdrawn_then_deleted() {
+    let bench = Bench::new("retire");
+    let amis = versions(&bench, 3).await;
+    let region = bench.region(REGION).await;
+    let keep = Keep { newest: 1, days: 7, now: now() };
+    let said = region.retain(&bench.registry, &web(), &keep, true).await.unwrap();
+    let fates = |verdicts: &[kiln_aws::Verdict]| {
+        amis.iter()
+            .map(|ami| verdicts.iter().find(|verdict| verdict.ami == *ami).unwrap().fate.clone())
+            .collect::<Vec<_>>()
+    };
+    assert!(matches!(fates(&said)[..], [Fate::Withdrawn, Fate::Withdrawn, Fate::Kept(_)]), "{said:?}");
+    assert_eq!(bench.calls("DisableImage"), 0);
+    let done = region.retain(&bench.registry, &web(), &keep, false).await.unwrap();
+    assert_eq!(done, said);
+    assert_eq!((bench.calls("DisableImage"), bench.living()), (2, (3, 3)));
+    let early = region.retain(&bench.registry, &web(), &keep, false).await.unwrap();
+    assert!(fates(&early).iter().all(|fate| matches!(fate, Fate::Kept(_))), "{early:?}");
+    let later = Keep { now: keep.now + 8 * DAY, ..keep };
+    let last = region.retain(&bench.registry, &web(), &later, false).await.unwrap();
+    assert!(matches!(fates(&last)[..], [Fate::Deleted, Fate::Deleted, Fate::Kept(_)]), "{last:?}");
+    assert_eq!(bench.living(), (1, 1));
+    assert_eq!(bench.registry.amis_of(&web()).unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_used_or_carries_other_tags_stays() {
+    let bench = Bench::new("used");
+    let amis = versions(&bench, 3).await;
+    let template = [("LaunchTemplateName", "web"), ("LaunchTemplateData.ImageId", amis[0].as_str())];
+    bench.fake.ec2(Fake::ACCOUNT, REGION, "CreateLaunchTemplate", &template).unwrap();
+    let tag = [("ResourceId.1", amis[1].as_str()), ("Tag.1.Key", "kiln:intent"), ("Tag.1.Value", "another")];
+    bench.fake.ec2(Fake::ACCOUNT, REGION, "CreateTags", &tag).unwrap();
+    let region = bench.region(REGION).await;
+    let keep = Keep { newest: 1, days: 0, now: now() };
+    for _ in 0..3 {
+        let verdicts = region.retain(&bench.registry, &web(), &keep, false).await.unwrap();
+        assert!(verdicts.iter().all(|verdict| matches!(verdict.fate, Fate::Kept(_))), "{verdicts:?}");
+    }
+    assert_eq!(bench.living(), (3, 3));
+}
