@@ -6,7 +6,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests drive programs as a user would")]
 #![expect(clippy::unwrap_used, reason = "tests")]
-#![expect(clippy::print_stderr, reason = "the numbers are what this is for")]
 
 #[path = "../crates/kiln-registry/tests/support/artifact.rs"]
 mod artifacts;
@@ -73,8 +72,7 @@ const fn errors(call: &str) -> &'static [Fault] {
         b"openat" => &[FULL, READ_ONLY, QUOTA, Fault::Error("EMFILE", "Too many open files")],
         b"write" | b"pwrite64" | b"copy_file_range" => &[FULL, BROKEN, QUOTA, Fault::Error("EFBIG", "File too large")],
         b"fsync" | b"fdatasync" => &[BROKEN, FULL, QUOTA],
-        b"mkdir" | b"mkdirat" => &[FULL, READ_ONLY, QUOTA],
-        b"link" | b"linkat" => &[FULL, READ_ONLY, QUOTA],
+        b"mkdir" | b"mkdirat" | b"link" | b"linkat" => &[FULL, READ_ONLY, QUOTA],
         b"rename" | b"renameat2" => &[BROKEN, READ_ONLY, FULL, Fault::Error("EXDEV", "cross-device link")],
         b"ftruncate" => &[BROKEN, FULL],
         b"unlink" | b"unlinkat" => &[BROKEN, READ_ONLY],
@@ -202,7 +200,7 @@ fn refused(operation: &Operation, output: &Output, point: Point, reason: &str, w
         Some(1) => assert!(said.contains(reason), "{when}: {said}"),
         // With several threads it may not have been reached.
         Some(0) => {
-            assert!(operation.threads || !point.call.contains("sync"), "{when}: a sync that failed was passed over")
+            assert!(operation.threads || !point.call.contains("sync"), "{when}: a sync that failed was passed over");
         }
         _ => panic!("{when}: {output:?}"),
     }

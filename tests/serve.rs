@@ -3,7 +3,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests drive stock programs as a user would")]
 #![expect(clippy::unwrap_used, reason = "tests")]
-#![expect(clippy::print_stderr, reason = "what could not be tested as it should is said")]
 
 #[path = "../crates/kiln-registry/tests/support/artifact.rs"]
 mod artifacts;

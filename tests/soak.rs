@@ -5,7 +5,6 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests drive programs as a user would")]
 #![expect(clippy::unwrap_used, reason = "tests")]
-#![expect(clippy::print_stderr, reason = "the numbers are what this is for")]
 
 #[path = "../crates/kiln-registry/tests/support/artifact.rs"]
 mod artifacts;
@@ -49,9 +48,9 @@ impl Tally {
 
     fn judge(&self, what: &'static str, ran: &Ran) {
         if ran.code == Some(0) {
-            self.count(what)
+            self.count(what);
         } else {
-            self.failures.lock().unwrap().push(format!("{what}: {ran:?}"))
+            self.failures.lock().unwrap().push(format!("{what}: {ran:?}"));
         }
     }
 }

@@ -27,7 +27,7 @@ fn digest_of(algorithm: &DigestAlgorithm) -> Result<MessageDigest> {
 impl CryptoProvider for OpenSsl {
     fn digest(&self, algorithm: DigestAlgorithm) -> Result<Box<dyn DigestContext>> {
         let hasher = Hasher::new(digest_of(&algorithm)?).map_err(failed)?;
-        Ok(Box::new(Sum { hasher, failed: None, sum: Vec::new() }))
+        Ok(Box::new(Sum { hasher, failed: None, value: Vec::new() }))
     }
 
     fn hmac(&self, algorithm: DigestAlgorithm, secret: &[u8]) -> Result<Box<dyn HmacContext>> {
@@ -43,7 +43,7 @@ impl CryptoProvider for OpenSsl {
 struct Sum {
     hasher: Hasher,
     failed: Option<openssl::error::ErrorStack>,
-    sum: Vec<u8>,
+    value: Vec<u8>,
 }
 
 impl DigestContext for Sum {
@@ -55,8 +55,8 @@ impl DigestContext for Sum {
 
     fn finish(&mut self) -> Result<&[u8]> {
         self.failed.take().map_or(Ok(()), |error| Err(failed(error)))?;
-        self.sum = self.hasher.finish().map_err(failed)?.to_vec();
-        Ok(&self.sum)
+        self.value = self.hasher.finish().map_err(failed)?.to_vec();
+        Ok(&self.value)
     }
 }
 

@@ -204,6 +204,22 @@ impl Registry {
         self.commit(image, next, Action::Publish { versions }, (by, now), None)
     }
 
+    /// Lists a version that was removed and is whole again.
+    pub(crate) fn relist(
+        &self,
+        image: &ImageName,
+        head: &Head,
+        record: &Record,
+        by: &str,
+        now: u64,
+    ) -> Result<Head, RegistryError> {
+        let mut next = head.clone();
+        let version = record.artifact.version.clone();
+        next.state.retired.remove(&version);
+        next.versions.insert(0, record.listed());
+        self.commit(image, next, Action::Publish { versions: vec![version] }, (by, now), None)
+    }
+
     /// Makes `next` the head of `image` as its next revision: first the log, then the head.
     pub(crate) fn commit(
         &self,

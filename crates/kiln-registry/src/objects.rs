@@ -2,7 +2,7 @@
 
 use std::{fmt, fs::File, io, ops::Range};
 
-/// Names one state of an object: an ETag, as the store gave it.
+/// Names one state of an object: an `ETag`, as the store gave it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tag(pub String);
 

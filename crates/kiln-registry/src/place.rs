@@ -17,7 +17,7 @@ pub(crate) trait Place: Records + Blobs + Leases {}
 
 impl<T: Records + Blobs + Leases> Place for T {}
 
-/// Which state of an object was read: nothing in a directory, where a lock is held; an ETag in a bucket.
+/// Which state of an object was read: nothing in a directory, where a lock is held; an `ETag` in a bucket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Mark(pub(crate) Option<String>);
 

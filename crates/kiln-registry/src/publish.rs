@@ -76,21 +76,21 @@ impl Registry {
         let previous = previous.and_then(|record| self.try_content(&record).ok()?.ok());
         let stored = self.store(artifact, files, previous.as_ref(), progress)?;
 
-        self.enter(artifact, stored, parent, publication, &date, &publishing)
+        self.enter(artifact, stored, parent.as_ref(), publication, &date, &publishing)
     }
 
     /// Gives what is stored its version: the record, then the head. `publishing` keeps collection away.
     pub(crate) fn enter(
         &self,
         artifact: &Artifact,
-        stored: Stored,
-        parent: Option<Parent>,
+        mut stored: Stored,
+        parent: Option<&Parent>,
         publication: &Publication,
         date: &str,
         publishing: &Lease,
     ) -> Result<Published, RegistryError> {
         let observed = stored.content.is_some();
-        let inventory = stored.content.and_then(|content| self.inventory_of(content));
+        let inventory = stored.content.take().and_then(|content| self.inventory_of(content));
         let mut new_bytes = stored.new_bytes;
         // The record once it is there, and whether it is ours.
         let mut written: Option<(Record, bool)> = None;
@@ -99,31 +99,41 @@ impl Registry {
                 None => self.recover(&artifact.image, publication.now)?,
                 Some(_) => self.finished(&artifact.image)?,
             };
-            let (record, ours) = match written.clone() {
-                Some(written) => written,
-                None => {
-                    let version = self.version_for(artifact, publication, &head, date)?;
-                    if let Some(record) = self.read_record(&artifact.image, &version)? {
-                        same_disk(&record, artifact)?;
-                        return Ok(Published { artifact: record.artifact, already: true, new_bytes });
+            let (record, ours) = if let Some(written) = written.clone() {
+                written
+            } else {
+                let version = version_for(artifact, publication, &head, date)?;
+                let removed = head.state.retired.contains_key(&version);
+                if let Some(record) = self.read_record(&artifact.image, &version)? {
+                    same_disk(&record, artifact)?;
+                    if removed {
+                        if observed || !stored.restores(&record) {
+                            return Err(RegistryError::Retired { image: artifact.image.clone(), version });
+                        }
+                        publishing.check()?;
+                        self.relist(&artifact.image, &head, &record, &publication.by, publication.now)?;
                     }
-                    let artifact = Artifact { version, files: stored.files.clone(), ..artifact.clone() };
-                    let manifest = stored.manifest.clone();
-                    let Made { blobs, attestations } = if observed {
-                        self.attest(&artifact, &manifest, inventory.as_ref())?
-                    } else {
-                        // Nothing of it was seen here: what was said about it where it was made comes along, if it is about
-                        // this version.
-                        self.refuse_other_statements(&artifact, &manifest, &stored.attestations)?;
-                        Made { blobs: Vec::new(), attestations: stored.attestations.clone() }
-                    };
-                    new_bytes += self.store_blobs(&blobs)?;
-                    let (published, parent) = (publication.now, parent.clone());
-                    let record = Record { format: FORMAT, published, manifest, parent, attestations, artifact };
-                    publishing.check()?;
-                    let ours = self.create_record(&record, publication)?;
-                    (record, ours)
+                    return Ok(Published { artifact: record.artifact, already: true, new_bytes });
                 }
+                if removed {
+                    return Err(RegistryError::Retired { image: artifact.image.clone(), version });
+                }
+                let artifact = Artifact { version, files: stored.files.clone(), ..artifact.clone() };
+                let manifest = stored.manifest.clone();
+                let Made { blobs, attestations } = if observed {
+                    self.attest(&artifact, &manifest, inventory.as_ref())?
+                } else {
+                    // Nothing of it was seen here: what was said about it where it was made comes along, if it is about
+                    // this version.
+                    self.refuse_other_statements(&artifact, &manifest, &stored.attestations)?;
+                    Made { blobs: Vec::new(), attestations: stored.attestations.clone() }
+                };
+                new_bytes += self.store_blobs(&blobs)?;
+                let (published, parent) = (publication.now, parent.cloned());
+                let record = Record { format: FORMAT, published, manifest, parent, attestations, artifact };
+                publishing.check()?;
+                let ours = self.create_record(&record, publication)?;
+                (record, ours)
             };
             written = Some((record.clone(), ours));
             self.list(&artifact.image, &head, std::slice::from_ref(&record), &publication.by, publication.now)?;
@@ -146,30 +156,26 @@ impl Registry {
         }
         Ok(false)
     }
+}
 
-    /// The version under which `artifact` is published.
-    fn version_for(
-        &self,
-        artifact: &Artifact,
-        publication: &Publication,
-        head: &Head,
-        date: &str,
-    ) -> Result<Version, RegistryError> {
-        let version = match &publication.version {
-            VersionSpec::Fixed(version) => version.clone(),
-            VersionSpec::Auto => match head.versions.iter().find(|listed| listed.build == artifact.build) {
-                Some(listed) if listed.disk == artifact.disk.digest => listed.version.clone(),
-                _ => next_calendar_version(head, date)?,
-            },
-        };
-        if head.state.channels.keys().any(|channel| channel.as_str() == version.as_str()) {
-            return Err(RegistryError::NameTaken { image: artifact.image.clone(), name: version.to_string() });
-        }
-        if head.state.retired.contains_key(&version) {
-            return Err(RegistryError::Retired { image: artifact.image.clone(), version });
-        }
-        Ok(version)
+/// The version under which `artifact` is published.
+fn version_for(
+    artifact: &Artifact,
+    publication: &Publication,
+    head: &Head,
+    date: &str,
+) -> Result<Version, RegistryError> {
+    let version = match &publication.version {
+        VersionSpec::Fixed(version) => version.clone(),
+        VersionSpec::Auto => match head.versions.iter().find(|listed| listed.build == artifact.build) {
+            Some(listed) if listed.disk == artifact.disk.digest => listed.version.clone(),
+            _ => next_calendar_version(head, date)?,
+        },
+    };
+    if head.state.channels.keys().any(|channel| channel.as_str() == version.as_str()) {
+        return Err(RegistryError::NameTaken { image: artifact.image.clone(), name: version.to_string() });
     }
+    Ok(version)
 }
 
 /// The next version of the day. Every record is in `head`.

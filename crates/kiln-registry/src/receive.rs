@@ -149,7 +149,7 @@ impl Registry {
             content: None,
             attestations: attestations.clone(),
         };
-        self.enter(artifact, stored, parent, publication, &date, &publishing)
+        self.enter(artifact, stored, parent.as_ref(), publication, &date, &publishing)
     }
 
     /// The content of `offer`, when all its blobs are here and it is the disk that the artifact says.

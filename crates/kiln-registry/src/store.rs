@@ -15,7 +15,7 @@ use kiln_io::guest::Progress;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Registry, RegistryError,
+    Record, Registry, RegistryError,
     content::{Content, Descriptor, MANIFEST_TYPE, StoredSegment, descriptor},
     lay_down::{self, Form},
     place,
@@ -45,6 +45,15 @@ struct Batch<'a> {
 impl Batch<'_> {
     fn add(&mut self, digest: Digest, bytes: &[u8]) -> Result<(), RegistryError> {
         if self.named.insert(digest) { self.blobs.add(digest, bytes) } else { Ok(()) }
+    }
+}
+
+impl Stored {
+    /// Whether these are the very blobs of a version that was removed.
+    pub(crate) fn restores(&self, record: &Record) -> bool {
+        self.manifest == record.manifest
+            && self.files == record.artifact.files
+            && self.attestations == record.attestations
     }
 }
 

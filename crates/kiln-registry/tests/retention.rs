@@ -81,6 +81,29 @@ fn says_why_each_version_stays_and_removes_only_what_nothing_needs() {
 }
 
 #[test]
+fn a_removed_version_comes_back_from_a_registry_that_has_it() {
+    let (elsewhere, scratch) = (Scratch::new("back-there"), Scratch::new("back-here"));
+    let (there, here) = (elsewhere.registry(), scratch.registry());
+    let bring = |version: &str| {
+        let record = there.record(&select(&format!("web@{version}"))).unwrap();
+        here.copy(&there, &record, &fixed(version), true, &|_| true).unwrap().published
+    };
+    for (version, day) in [("1", 10), ("2", 20), ("3", 30)] {
+        publish(&elsewhere, version, &format!("content {version}"), day * DAY);
+        bring(version);
+    }
+    here.prune(&rules(Some(1), None), &intent("ada")).unwrap();
+    assert!(here.record(&select("web@1")).is_err());
+    // A channel there was rolled back to it.
+    bring("1");
+    assert!(bring("1").already);
+    let verified = here.verify(&|_, _| true).unwrap();
+    assert_eq!((verified.versions, verified.whole, verified.unneeded), (2, 2, 0), "{verified:?}");
+    here.prune(&rules(Some(1), None), &intent("ada")).unwrap();
+    assert!(here.record(&select("web@1")).is_ok() && here.record(&select("web@3")).is_err(), "it came last");
+}
+
+#[test]
 fn what_a_kept_version_was_baked_on_stays() {
     let scratch = Scratch::new("parents");
     publish(&scratch, "1", "one", DAY);

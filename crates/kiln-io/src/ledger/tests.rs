@@ -58,13 +58,16 @@ fn reads_the_journal_of_every_released_format() {
         &journal.outstanding[1].resource,
         Resource::Process { identity: Some(Identity { pid: 4712, .. }), .. }
     ));
+    let journal = record::replay(Path::new("x"), include_bytes!("golden/format-2.jsonl")).unwrap();
+    let Resource::Remote(remote) = &journal.outstanding[0].resource else { panic!("{journal:?}") };
+    assert_eq!((remote.region.as_str(), remote.intent.as_str()), ("eu-west-1", "9d1c0e5b7a3f4e21"));
 }
 
 #[test]
 fn a_newer_format_is_refused_naming_the_version_that_wrote_it() {
-    let text = b"{\"record\":\"opened\",\"format\":2,\"kiln\":\"9.1.0\",\"shape\":\"unknown\"}\n";
+    let text = b"{\"record\":\"opened\",\"format\":3,\"kiln\":\"9.1.0\",\"shape\":\"unknown\"}\n";
     let error = record::replay(Path::new("x"), text).unwrap_err().to_string();
-    assert!(error.contains("format 2, written by kiln 9.1.0"), "{error}");
+    assert!(error.contains("format 3, written by kiln 9.1.0"), "{error}");
 }
 
 #[test]

@@ -71,7 +71,8 @@ impl Browser {
         };
         let target = browser.call("Target.createTarget", &json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": target["targetId"], "flatten": true });
-        browser.session = browser.call("Target.attachToTarget", &attach)["sessionId"].as_str().unwrap().to_owned();
+        let attached = browser.call("Target.attachToTarget", &attach);
+        attached["sessionId"].as_str().unwrap().clone_into(&mut browser.session);
         for domain in ["Page", "Runtime", "Log", "Network"] {
             browser.call(&format!("{domain}.enable"), &json!({}));
         }
@@ -179,14 +180,14 @@ impl Browser {
         let parameters = &message["params"];
         match message["method"].as_str() {
             Some("Runtime.exceptionThrown" | "Runtime.consoleAPICalled") => {
-                self.complaints.push(parameters.to_string())
+                self.complaints.push(parameters.to_string());
             }
             // Below that stands advice.
             Some("Log.entryAdded") if parameters["entry"]["level"] != "verbose" => {
-                self.complaints.push(parameters["entry"].to_string())
+                self.complaints.push(parameters["entry"].to_string());
             }
             Some("Network.loadingFailed") if parameters["canceled"] != true => {
-                self.complaints.push(parameters.to_string())
+                self.complaints.push(parameters.to_string());
             }
             _ => {}
         }
