@@ -232,8 +232,10 @@ fn subject(record: &Record) -> String {
     format!("{}@{} {}", artifact.image, artifact.version, artifact.disk.digest)
 }
 
-/// Whether `catalog` has an AMI of `subject` that is `ami`, or that stands on the snapshot `ami`.
+/// Whether `catalog` has an AMI of `subject` that is `ami`, or that stands on the snapshot `ami`. One that is not there, since a
+/// disk is not mounted, knows nothing, and that must not look like an answer.
 pub(crate) fn is_recorded(catalog: &Path, subject: &str, id: &str) -> Result<bool, AwsError> {
+    std::fs::read_dir(catalog).map_err(AwsError::Journal)?;
     let registry = Registry::open(catalog)?;
     let image = subject.split_once('@').and_then(|(image, _)| image.parse().ok());
     let amis = image.map_or_else(|| Ok(Vec::new()), |image| registry.amis_of(&image))?;

@@ -21,7 +21,13 @@ const DAY: u64 = 86_400;
 const SOON: Duration = Duration::from_secs(15 * 60);
 
 pub(crate) async fn run(arguments: PublishAmi) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let path = surroundings::registry_path(&arguments.registry)?;
+    if surroundings::bucket(&path)?.is_some() {
+        // The ledger names the catalog by its path, and `kiln clean` must find it there.
+        return Err(Failure::usage("AMIs are made of versions in a directory, and this registry is a bucket")
+            .hint("`kiln pull` brings the version here"));
+    }
+    let registry = surroundings::open(&path)?;
     let now = surroundings::seconds();
     let record = registry.usable(&arguments.image, now, arguments.allow_revoked)?;
     surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
