@@ -97,6 +97,7 @@ fn a_sudden_death_in_any_phase_leaves_nothing() {
 
 /// Killed while the base is made, in a cache of its own: no process stays, and `kiln clean` removes the half-made tree.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "waits for a file, without tokio")]
 fn a_sudden_death_while_the_base_is_made_leaves_nothing() {
     let _turn = alone();
     let home = Home::new("kill-base");

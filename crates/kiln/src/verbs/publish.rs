@@ -5,13 +5,17 @@ pub(crate) mod ami;
 
 use crate::{arguments::PublishVerb, failure::Outcome};
 
+#[cfg(feature = "aws")]
 pub(crate) async fn run(verb: PublishVerb) -> Outcome {
     match verb {
-        #[cfg(feature = "aws")]
         PublishVerb::Ami(arguments) => ami::run(arguments).await,
-        #[cfg(not(feature = "aws"))]
-        PublishVerb::Ami(_) => Err(without_aws()),
     }
+}
+
+#[cfg(not(feature = "aws"))]
+#[expect(clippy::unused_async, reason = "with the feature `aws` it waits")]
+pub(crate) async fn run(_: PublishVerb) -> Outcome {
+    Err(without_aws())
 }
 
 /// What a kiln says that was built without the AWS SDK.
