@@ -127,7 +127,7 @@ fn facts(found: &Found, now: u64) -> Markup {
             div { dt { "Built in" } dd { (duration(sum)) } }
             div { dt { "Disk" } dd { (size(artifact.disk.size)) span.muted { ", " (size(artifact.disk.chunks << 16)) " with data" } } }
             div { dt { "Base" } dd { (plain(&artifact.base.name)) } }
-            div { dt { "Machine" } dd { (plain(&artifact.machine.accelerator)) ", " (artifact.machine.cpus) " CPUs, " (size(artifact.machine.memory)) } }
+            div { dt { "Machine" } dd { (plain(&artifact.machine.accelerator)) ", " (artifact.machine.cpus) @if artifact.machine.cpus == 1 { " CPU, " } @else { " CPUs, " } (size(artifact.machine.memory)) } }
             div { dt { "Build" } dd { code { (plain(&artifact.build)) } } }
             @for (axis, value) in &artifact.member { div { dt { (plain(axis)) } dd { (plain(value)) } } }
             div.wide { dt { "Disk digest" } dd { code.digest { (artifact.disk.digest) } } }
