@@ -6,7 +6,7 @@ mod push;
 use std::{fmt, sync::Arc, time::Duration};
 
 use kiln_core::{ChannelName, Digest, ImageName, Version};
-use kiln_io::time::{Attempt, Clock, GaveUp, Policy, poll_until};
+use kiln_io::time::{Clock, GaveUp};
 use kiln_registry::{Record, Reference, Selector};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Client, Method, RequestBuilder, Response, Url};
@@ -17,7 +17,7 @@ pub use self::{
     pull::{Allowed, Pulled},
     push::Pushed,
 };
-use crate::{ServeError, problem::Problem, wire};
+use crate::{ServeError, again::again, problem::Problem, wire};
 
 /// Answers of JSON that are longer are not read: a page of 1000 versions is a tenth of it.
 const LONGEST_ANSWER: usize = 64 << 20;
@@ -179,24 +179,9 @@ impl Remote {
     /// Does `attempt` again, after a growing pause, while what is wrong may pass.
     async fn again<T, F: Future<Output = Result<T, ServeError>>>(
         &self,
-        mut attempt: impl FnMut() -> F,
+        attempt: impl FnMut() -> F,
     ) -> Result<T, ServeError> {
-        let policy = Policy {
-            first: Duration::from_millis(250),
-            max: Duration::from_secs(4),
-            deadline: Duration::from_secs(30),
-        };
-        let probe = || {
-            let attempt = attempt();
-            async {
-                match attempt.await {
-                    Ok(value) => Attempt::Done(value),
-                    Err(error) if passes(&error) => Attempt::Again(error),
-                    Err(error) => Attempt::Stop(error),
-                }
-            }
-        };
-        poll_until(&*self.clock, policy, &self.cancel, probe).await.map_err(|gave_up| match gave_up {
+        again(&*self.clock, &self.cancel, passes, attempt).await.map_err(|gave_up| match gave_up {
             GaveUp::Cancelled => ServeError::Stopped,
             GaveUp::Deadline(error) | GaveUp::Stopped(error) => error,
         })

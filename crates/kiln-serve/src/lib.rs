@@ -14,6 +14,7 @@
 //! This crate must not print, and must not know how an image is made.
 
 mod access;
+mod again;
 mod api;
 pub mod client;
 mod comparisons;

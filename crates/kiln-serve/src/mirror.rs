@@ -8,7 +8,7 @@ use bytes::Bytes;
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kiln_core::{Digest, Version};
-use kiln_io::time::{Attempt, Clock, GaveUp, Policy, poll_until};
+use kiln_io::time::{Clock, GaveUp};
 use kiln_registry::{LONGEST_MANIFEST, Record, Registry, RegistryError};
 use oci_client::{
     Client, Reference, RegistryOperation,
@@ -19,7 +19,7 @@ use oci_client::{
 use reqwest::{StatusCode, header::HeaderValue};
 use tokio_util::sync::CancellationToken;
 
-use crate::ServeError;
+use crate::{ServeError, again::again};
 
 /// Blobs on their way at once; each is in memory.
 const AT_ONCE: usize = 4;
@@ -166,24 +166,9 @@ impl Mirror {
     /// Does `attempt` again, after a growing pause, while what is wrong may pass.
     async fn again<T, F: Future<Output = Result<T, OciDistributionError>>>(
         &self,
-        mut attempt: impl FnMut() -> F,
+        attempt: impl FnMut() -> F,
     ) -> Result<T, ServeError> {
-        let policy = Policy {
-            first: Duration::from_millis(250),
-            max: Duration::from_secs(4),
-            deadline: Duration::from_secs(30),
-        };
-        let probe = || {
-            let attempt = attempt();
-            async {
-                match attempt.await {
-                    Ok(value) => Attempt::Done(value),
-                    Err(error) if passes(&error) => Attempt::Again(error),
-                    Err(error) => Attempt::Stop(error),
-                }
-            }
-        };
-        poll_until(&*self.clock, policy, &self.cancel, probe).await.map_err(|gave_up| match gave_up {
+        again(&*self.clock, &self.cancel, passes, attempt).await.map_err(|gave_up| match gave_up {
             GaveUp::Cancelled => ServeError::Stopped,
             GaveUp::Deadline(error) | GaveUp::Stopped(error) => {
                 ServeError::Request { url: self.name(), problem: error.to_string() }
