@@ -1,7 +1,7 @@
 # The last thing that runs in a guest before it is shut down and sealed: takes away what belongs to this one machine and
 # this one build, so that every clone starts as itself. Runs as root in any POSIX shell, busybox included.
 #
-# Programs are few: under emulation each one that is started costs some twenty milliseconds, `systemctl` ten times as much.
+# Programs are few: under emulation, starting one is what costs most here.
 #
 # Order matters. Whoever would write again, now or at shutdown, is stopped first; files go next; free space comes
 # last. Whether the result is clean is not decided here but from outside, on the finished disk.
