@@ -34,13 +34,6 @@ impl PlainVm {
         vm
     }
 
-    /// Boots it until its serial console has shown `text`.
-    pub fn boot_until(disk: &Path, work: &Path, text: &str) -> Self {
-        let vm = Self::start(disk, work, "console", Firmware::Bios);
-        vm.wait(&format!("no `{text}` on the console"), || vm.console().contains(text));
-        vm
-    }
-
     fn start(disk: &Path, work: &Path, instance: &str, firmware: Firmware) -> Self {
         fs::create_dir_all(work).expect("make the machine's directory");
         let overlay = work.join("overlay.qcow2");
