@@ -14,7 +14,7 @@ use kiln_io::{
     error::FsError,
     fs::{Lock, create_private_dir, failed, is_open_elsewhere, write_atomic},
     random,
-    time::{Attempt, GaveUp, Policy, poll_until},
+    time::{GaveUp, Policy},
 };
 use serde::{Deserialize, Serialize};
 
@@ -79,14 +79,8 @@ impl Cache {
         let directory = self.path(&format!("{LOCK}{name}"));
         create_private_dir(&directory)?;
         let holder = format!("kiln with pid {}", std::process::id());
-        let attempt = || async {
-            match Lock::take(&directory, &holder) {
-                Ok(lock) => Attempt::Done(lock),
-                Err(error @ FsError::Locked { .. }) => Attempt::Again(error),
-                Err(error) => Attempt::Stop(error),
-            }
-        };
-        poll_until(&*context.clock, PATIENCE, &context.cancel, attempt).await.map_err(|gave_up| match gave_up {
+        let lock = Lock::wait(&directory, &holder, &*context.clock, PATIENCE, &context.cancel, |_| {}).await;
+        lock.map_err(|gave_up| match gave_up {
             GaveUp::Cancelled => BaseError::Cancelled,
             GaveUp::Deadline(error) | GaveUp::Stopped(error) => error.into(),
         })

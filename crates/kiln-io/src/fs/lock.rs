@@ -11,7 +11,12 @@ use std::{
 use rustix::fs::{FlockOperation, fcntl_lock, flock, major, minor};
 
 use super::failed;
-use crate::{error::FsError, time::done_within};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::FsError,
+    time::{Attempt, Clock, GaveUp, Policy, done_within, poll_until},
+};
 
 /// What a program that was just started may hold a lock of its parent for.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -37,6 +42,32 @@ impl Lock {
         let named = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{holder}"));
         named.map_err(failed("write", &path, holder.len() as u64))?;
         Ok(Self { _file: file, path })
+    }
+
+    /// The same, waiting as long as `policy` allows while somebody has it; `busy` is told once who that is.
+    pub async fn wait(
+        directory: &Path,
+        holder: &str,
+        clock: &dyn Clock,
+        policy: Policy,
+        cancel: &CancellationToken,
+        busy: impl FnOnce(&FsError),
+    ) -> Result<Self, GaveUp<FsError>> {
+        let mut busy = Some(busy);
+        let attempt = || {
+            let attempt = match Self::take(directory, holder) {
+                Ok(lock) => Attempt::Done(lock),
+                Err(error @ FsError::Locked { .. }) => {
+                    if let Some(busy) = busy.take() {
+                        busy(&error);
+                    }
+                    Attempt::Again(error)
+                }
+                Err(error) => Attempt::Stop(error),
+            };
+            std::future::ready(attempt)
+        };
+        poll_until(clock, policy, cancel, attempt).await
     }
 
     /// Shares `<directory>/.lock` with other readers; whoever wants it alone is refused meanwhile.
