@@ -1,27 +1,16 @@
 //! Checkpoints of real machines: a build goes on from the deepest one that is right, says why the first step runs, survives
 //! `kill -9` and damage, and does nothing when nothing has changed.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{fmt::Write as _, fs, path::PathBuf, thread};
 
 use kiln_tests::{
     home::{Home, Ran},
-    running::{Build, gone, nothing_but_logs},
+    running::{Build, alone, gone, nothing_but_logs},
 };
 use serde_json::Value;
 
 /// Six cheap steps. Each leaves a line; the third also draws a random number.
 const STEPS: [&str; 6] = ["true", "true", "head -c 16 /dev/urandom | sha256sum", "sleep 2", "date +%s", "true"];
-
-/// One test at a time: emulated guests on two processors only slow each other down.
-fn alone() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A template in a test's home.
 struct Six {
@@ -106,12 +95,27 @@ impl Events {
     }
 }
 
+/// The same build by two kilns at once: one bakes, and the other takes what came out of it.
+fn two_kilns_bake_once(six: &Six) -> Events {
+    let (one, other) = thread::scope(|scope| {
+        let run = || six.home.kiln(&six.arguments(&[])).succeeds();
+        let one = scope.spawn(run);
+        (run(), one.join().expect("the other kiln"))
+    });
+    let waited = |ran: &Ran| ran.stderr.contains("bakes the same: waiting for what comes out of it");
+    let (baked, told) = if waited(&one) { (other, one) } else { (one, other) };
+    assert!(!waited(&baked) && waited(&told), "{baked:?}{told:?}");
+    let told = Events::of(&told);
+    assert!(told.0.len() == 1 && told.0[0]["event"] == "build-skipped", "{:?}", told.0);
+    Events::of(&baked)
+}
+
 /// Edit nothing; edit the last step; kill at step four and run again; damage; edit the first step: what runs, what does not, and what is said.
 #[test]
 fn a_change_costs_what_the_change_costs() {
     let _turn = alone();
     let six = Six::new("checkpoints");
-    let first = six.build(&[]);
+    let first = two_kilns_bake_once(&six);
     assert!(first.booted());
     assert_eq!(first.numbers("step-finished"), [1, 2, 3, 4, 5, 6]);
     assert_eq!(first.numbers("checkpoint-taken"), [0, 1, 2, 3, 4, 5, 6]);

@@ -7,6 +7,7 @@ mod member;
 mod place;
 mod skip;
 mod stage;
+mod turn;
 mod walk;
 mod wish;
 

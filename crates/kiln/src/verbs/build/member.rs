@@ -50,6 +50,20 @@ impl Session {
         if let Some(artifact) = self.nothing_to_do(&node).await? {
             return Ok(Member::UpToDate(Box::new(artifact)));
         }
+        // Whoever will not take another's result need not wait for it.
+        let mut turn = None;
+        if self.takes_results(&node.plan) {
+            turn = self.turn(&node).await;
+            match &turn {
+                None => return Ok(Member::Interrupted),
+                Some(turn) if turn.waited => {
+                    if let Some(artifact) = self.nothing_to_do(&node).await? {
+                        return Ok(Member::UpToDate(Box::new(artifact)));
+                    }
+                }
+                Some(_) => {}
+            }
+        }
         let mut node = node;
         loop {
             match self.attempt(&node).await? {

@@ -4,7 +4,7 @@ use kiln_build::checkpoint::{Known, Outlook, Wish, ago, outlook};
 use kiln_core::{
     artifact::Artifact,
     event::{Event, Events as _},
-    plan::VersionSpec,
+    plan::{Plan, VersionSpec},
 };
 use kiln_registry::{Parent, Reference, Selector};
 
@@ -12,13 +12,18 @@ use super::{Session, graph::Node, member::accelerator, place::Placed};
 use crate::{failure::Failure, render::Broadcast};
 
 impl Session {
-    /// The published version that stands for the bake of this plan, if one does; says so and why.
-    pub(super) async fn nothing_to_do(&self, node: &Node) -> Result<Option<Artifact>, Failure> {
-        let plan = &node.plan;
+    /// Whether a published version may stand for the bake of this plan: nobody asked for a bake, or for more than the version.
+    pub(super) fn takes_results(&self, plan: &Plan) -> bool {
         let arguments = &self.arguments;
         let asked = arguments.force || arguments.fresh || arguments.fresh_from.is_some() || arguments.until.is_some();
         let elsewhere = arguments.no_publish || arguments.output.is_some() || !plan.publish.registry;
-        if asked || elsewhere {
+        !(asked || elsewhere)
+    }
+
+    /// The published version that stands for the bake of this plan, if one does; says so and why.
+    pub(super) async fn nothing_to_do(&self, node: &Node) -> Result<Option<Artifact>, Failure> {
+        let plan = &node.plan;
+        if !self.takes_results(plan) {
             return Ok(None);
         }
         let Some((found, known, artifact)) = self.known(node).await else { return Ok(None) };
@@ -29,7 +34,7 @@ impl Session {
             // Steps read the outside world.
             VersionSpec::Auto => age < found.good_for(),
         };
-        if !stands || !(known.boot_tested || arguments.no_boot_test) {
+        if !stands || !(known.boot_tested || self.arguments.no_boot_test) {
             return Ok(None);
         }
         let events = Broadcast::new(vec![self.stage.face(&plan.image, None)]);
