@@ -133,6 +133,10 @@ pub fn kiln() -> &'static Path {
         if profile.ends_with("release") {
             cargo.arg("--release");
         }
+        // As `tests/run` has built it: another choice would replace it under the feet of other tests.
+        if let Some(features) = env::var_os("KILN_TEST_FEATURES") {
+            cargo.arg("--features").arg(features);
+        }
         assert!(cargo.status().expect("run cargo").success(), "kiln does not build");
         profile.join("kiln")
     })

@@ -1,9 +1,12 @@
 //! Signals and `kill -9` in every phase of a real bake, the making of its base included: nothing is left running, no
 //! file but logs is left, nothing half published is visible.
 
+#![expect(clippy::disallowed_methods, reason = "tests drive stock programs, and wait for a file without tokio")]
+
 use std::{
     fs,
     os::unix::process::ExitStatusExt as _,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -33,12 +36,45 @@ const MOMENTS: [(&str, &str); 7] = [
 /// Whoever asks a program to stop, with a key, a service manager or a closed terminal, is asking the same.
 const WORDS: [&str; 3] = ["INT", "TERM", "HUP"];
 
+/// Checkpoints of the boot and of the step, so that not every build that is hit has to boot first.
+struct Seed(Home);
+
+impl Seed {
+    fn new(name: &str) -> Self {
+        let home = Home::new(name);
+        home.kiln(&["build", TINY, "--checkpoints", "every", "--until", "shell"]).succeeds();
+        home.kiln(&["clean", "--kept"]).succeeds();
+        Self(home)
+    }
+
+    /// A home that has them, too.
+    fn home(&self, name: &str) -> Home {
+        let home = Home::new(name);
+        let checkpoints = |home: &Home| home.path("cache/checkpoints");
+        let copied = Command::new("cp").arg("-a").args([checkpoints(&self.0), checkpoints(&home)]).status();
+        assert!(copied.expect("run cp").success());
+        home
+    }
+}
+
+/// A build that comes to a moment by the shortest way.
+fn on_the_way_to(what: &str, home: &Home) -> Build {
+    let more: &[&str] = match what {
+        "boot" => &["--fresh"],
+        "shell" => &["--fresh-from", "shell"],
+        "publish" => &["--no-boot-test"],
+        _ => &[],
+    };
+    Build::spawn(home.command(&[&["build", TINY, "--json"], more].concat()))
+}
+
 #[test]
 fn a_signal_in_any_phase_cleans_and_exits_with_130() {
     let _turn = alone();
+    let seed = Seed::new("interrupt");
     for ((event, what), word) in MOMENTS.into_iter().zip(WORDS.into_iter().cycle()) {
-        let home = Home::new(&format!("interrupt-{what}"));
-        let mut build = Build::start(&home, TINY);
+        let home = seed.home(&format!("interrupt-{what}"));
+        let mut build = on_the_way_to(what, &home);
         build.wait_for(event, what);
         let start = Instant::now();
         build.signal(word);
@@ -80,9 +116,10 @@ const DEATHS: [&str; 2] = ["KILL", "ABRT"];
 #[test]
 fn a_sudden_death_in_any_phase_leaves_nothing() {
     let _turn = alone();
+    let seed = Seed::new("kill");
     for ((event, what), death) in MOMENTS.into_iter().zip(DEATHS.into_iter().cycle()) {
-        let home = Home::new(&format!("kill-{what}"));
-        let mut build = Build::start(&home, TINY);
+        let home = seed.home(&format!("kill-{what}"));
+        let mut build = on_the_way_to(what, &home);
         build.wait_for(event, what);
         build.signal(death);
         let (status, _) = build.end();
@@ -97,7 +134,6 @@ fn a_sudden_death_in_any_phase_leaves_nothing() {
 
 /// Killed while the base is made, in a cache of its own: no process stays, and `kiln clean` removes the half-made tree.
 #[test]
-#[expect(clippy::disallowed_methods, reason = "waits for a file, without tokio")]
 fn a_sudden_death_while_the_base_is_made_leaves_nothing() {
     let _turn = alone();
     let home = Home::new("kill-base");
