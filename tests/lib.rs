@@ -5,6 +5,7 @@
 
 pub mod guest;
 pub mod home;
+pub mod moto;
 pub mod other_machine;
 pub mod plain_vm;
 pub mod proxy;

@@ -13,7 +13,6 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -22,68 +21,14 @@ use std::{
     time::Duration,
 };
 
-use kiln_io::{guest::Quiet, time::done_within};
+use kiln_io::guest::Quiet;
 use kiln_registry::Registry;
-use kiln_tests::home::{Home, Ran, unpacked};
+use kiln_tests::{
+    home::Home,
+    moto::{Moto, kiln},
+};
 
 use support::{artifact, fixed};
-
-/// moto's own server answers several requests at once, and on a busy machine two of them may both find that a key is absent: the
-/// probe refuses it then. One request after the other, it keeps its word.
-const ONE_AT_A_TIME: &str = "
-import sys
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import run_simple
-run_simple('127.0.0.1', int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False)
-";
-
-/// moto's server, ended when it is dropped.
-struct Moto {
-    child: Child,
-    endpoint: String,
-}
-
-impl Moto {
-    /// With the empty bucket `images`.
-    fn start() -> Self {
-        // The port is free when it is asked for; who else takes such ports takes the next.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new(unpacked("aws-python/bin/python3"))
-            .args(["-c", ONE_AT_A_TIME, &port.to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let moto = Self { child, endpoint: format!("http://127.0.0.1:{port}") };
-        let up = done_within(Duration::from_mins(2), || {
-            let made = Command::new("curl").args(["-sf", "-X", "PUT", &format!("{}/images", moto.endpoint)]).status();
-            made.map(|made| made.success())
-        });
-        assert!(up.unwrap(), "moto does not answer");
-        moto
-    }
-
-    fn registry(&self, prefix: &str) -> String {
-        format!("s3://images/{prefix}?endpoint={}", self.endpoint)
-    }
-}
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn kiln(user: &Home, registry: &str, arguments: &[&str]) -> Ran {
-    let mut command = user.command(arguments);
-    for (name, value) in [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")]
-    {
-        command.env(name, value);
-    }
-    Ran::new(arguments, &command.env("KILN_REGISTRY", registry).output().unwrap())
-}
 
 /// Publishes `web` 1.0.0 and 1.1.0, which differ in one chunk, in the user's own registry.
 fn bake(user: &Home) {
@@ -97,7 +42,7 @@ fn bake(user: &Home) {
 
 #[test]
 fn a_bucket_is_a_registry_for_every_verb() {
-    let (moto, user, other) = (Moto::start(), Home::new("s3"), Home::new("s3-other"));
+    let (moto, user, other) = (Moto::start("127.0.0.1"), Home::new("s3"), Home::new("s3-other"));
     bake(&user);
     let bucket = &moto.registry("team/kiln");
     let early = kiln(&user, bucket, &["push", "web@1.0.0"]).ends_with(1);
@@ -141,7 +86,7 @@ fn a_bucket_is_a_registry_for_every_verb() {
 
 #[test]
 fn two_writers_and_a_collector_lose_nothing() {
-    let moto = Moto::start();
+    let moto = Moto::start("127.0.0.1");
     let (bucket, collector) = (moto.registry("race"), Home::new("s3-collector"));
     kiln(&collector, &bucket, &["registry", "init"]).succeeds();
     let writing = AtomicUsize::new(2);
