@@ -51,18 +51,17 @@ impl Session {
             return Ok(Member::UpToDate(Box::new(artifact)));
         }
         // Whoever will not take another's result need not wait for it.
-        let mut turn = None;
-        if self.takes_results(&node.plan) {
-            turn = self.turn(&node).await;
-            match &turn {
-                None => return Ok(Member::Interrupted),
-                Some(turn) if turn.waited => {
-                    if let Some(artifact) = self.nothing_to_do(&node).await? {
-                        return Ok(Member::UpToDate(Box::new(artifact)));
-                    }
-                }
-                Some(_) => {}
-            }
+        // Held to the end: whoever wants the same waits for what comes out of it.
+        let turn = if self.takes_results(&node.plan) {
+            let Some(turn) = self.turn(&node).await else { return Ok(Member::Interrupted) };
+            Some(turn)
+        } else {
+            None
+        };
+        if turn.as_ref().is_some_and(|turn| turn.waited)
+            && let Some(artifact) = self.nothing_to_do(&node).await?
+        {
+            return Ok(Member::UpToDate(Box::new(artifact)));
         }
         let mut node = node;
         loop {
