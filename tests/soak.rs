@@ -1,5 +1,5 @@
-//! Everything at once against one `kiln serve`: several who push and promote, several who pull, resolve and download, and a
-//! collector. Nobody may see a failure, and the server may not grow.
+//! Everything at once against two `kiln serve` over one directory: several who push and promote, several who pull, resolve and download,
+//! and a collector. Nobody may see a failure, and the server may not grow.
 //!
 //! Two minutes; `KILN_SOAK_SECONDS=10800 cargo test -p kiln-tests --test soak -- --nocapture` is the long run.
 
@@ -57,7 +57,8 @@ impl Tally {
 
 struct Soak<'a> {
     tally: &'a Tally,
-    url: &'a str,
+    /// Of the two servers.
+    urls: [&'a str; 2],
     token: &'a str,
     until: Instant,
 }
@@ -73,7 +74,7 @@ impl Soak<'_> {
 
     /// Publishes at home, pushes, promotes, and now and then rolls back. Two writers share an image.
     fn write(&self, number: usize) {
-        let home = Home::apart(&format!("soak-writer-{number}"));
+        let (home, url) = (Home::apart(&format!("soak-writer-{number}")), self.urls[number % 2]);
         let own = Registry::open(&home.path("data/registry")).unwrap();
         let image = if number < 2 { "web" } else { "shop" };
         let directory = home.path("baked");
@@ -89,11 +90,11 @@ impl Soak<'_> {
             let version = format!("{number}.{round}");
             own.publish(&artifact, &directory, &fixed(&version), &Quiet).unwrap();
             let name = format!("{image}@{version}");
-            self.tally.judge("push", &self.with_token(&home, &["push", &name, "--registry", self.url]));
-            let promote = ["promote", image, &version, "--to", "stable", "--registry", self.url];
+            self.tally.judge("push", &self.with_token(&home, &["push", &name, "--registry", url]));
+            let promote = ["promote", image, &version, "--to", "stable", "--registry", url];
             self.tally.judge("promote", &self.with_token(&home, &promote));
             if round % 4 == 3 {
-                let back = ["rollback", image, "stable", "--registry", self.url, "--reason", "slow"];
+                let back = ["rollback", image, "stable", "--registry", url, "--reason", "slow"];
                 self.tally.judge("rollback", &self.with_token(&home, &back));
             }
             if round % 20 == 19 {
@@ -104,15 +105,15 @@ impl Soak<'_> {
 
     /// Pulls into a registry of its own, resolves, and downloads the qcow2 as stock clients do.
     fn read(&self, number: usize) {
-        let home = Home::apart(&format!("soak-reader-{number}"));
+        let (home, url) = (Home::apart(&format!("soak-reader-{number}")), self.urls[number % 2]);
         for round in 0_usize.. {
             if !self.goes_on() {
                 return;
             }
             let image = ["web", "shop"][(round + number) % 2];
             let stable = format!("{image}@stable");
-            self.tally.judge("pull", &home.kiln(&["pull", &stable, "--registry", self.url]));
-            let resolved = home.kiln(&["resolve", &stable, "--registry", self.url]);
+            self.tally.judge("pull", &home.kiln(&["pull", &stable, "--registry", url]));
+            let resolved = home.kiln(&["resolve", &stable, "--registry", url]);
             self.tally.judge("resolve", &resolved);
             if resolved.code == Some(0) {
                 self.download(&serde_json::from_str(&resolved.stdout).unwrap());
@@ -155,10 +156,15 @@ fn of_those_who_push_pull_promote_and_collect_at_once_nobody_sees_a_failure() {
     let token = server.kiln(&["token", "soak", "--tokens", &tokens, "--image", "*", "--allow", "publish,promote"]);
     let token = token.succeeds().stdout.trim().to_owned();
     let served = Served::new(&server, &["--listen", "127.0.0.1:0", "--tokens", &tokens]);
+    let beside = Served::new(&server, &["--listen", "127.0.0.1:0", "--tokens", &tokens]);
     begin(&served.url, &token);
     let tally = Tally::default();
-    let soak =
-        Soak { tally: &tally, url: &served.url, token: &token, until: Instant::now() + Duration::from_secs(seconds) };
+    let soak = Soak {
+        tally: &tally,
+        urls: [&served.url, &beside.url],
+        token: &token,
+        until: Instant::now() + Duration::from_secs(seconds),
+    };
     let first_half = thread::scope(|scope| {
         let soak = &soak;
         for number in 0..WRITERS {
@@ -182,7 +188,7 @@ fn of_those_who_push_pull_promote_and_collect_at_once_nobody_sees_a_failure() {
         assert!(done.contains_key(what), "no {what} at all");
     }
     assert!(second_half <= first_half + SLACK, "the server grows");
-    assert_eq!(served.interrupt(), Some(0));
+    assert_eq!((served.interrupt(), beside.interrupt()), (Some(0), Some(0)));
     server.kiln(&["registry", "prune", "--keep", KEPT, "--remove"]).succeeds();
     let verified = server.kiln(&["registry", "verify"]).succeeds();
     assert!(!verified.stderr.contains("belong to no version"), "{verified:?}");

@@ -31,6 +31,7 @@ impl Events for Silent {
 }
 
 /// Serves one file to everybody, whatever they ask for; counts them.
+#[derive(Clone)]
 struct Web {
     url: String,
     asked: Arc<AtomicUsize>,
@@ -101,6 +102,31 @@ async fn is_fetched_once_and_then_taken_from_the_cache() {
     assert_eq!(kept(root.path()).len(), 1);
     assert_eq!(web.prepare(digest, root.path()).await.unwrap().disk, base.disk);
     assert_eq!(web.asked(), 1);
+}
+
+#[tokio::test]
+async fn asked_for_by_many_at_once_it_is_whole_also_when_some_of_them_stop() {
+    let root = tempfile::tempdir().unwrap();
+    let bytes = qcow2(&[]);
+    let digest = Digest::of(&bytes);
+    let web = Web::serving(bytes.clone());
+    let each = |_| {
+        let (web, root) = (web.clone(), root.path().to_owned());
+        tokio::spawn(async move { web.prepare(digest, &root).await.map(|base| base.disk).unwrap() })
+    };
+    let all: Vec<_> = (0..32).map(each).collect();
+    while web.asked() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let stopped = all.iter().step_by(4).map(tokio::task::JoinHandle::abort).count();
+    for one in all {
+        match one.await {
+            Ok(disk) => assert_eq!(fs::read(disk).unwrap(), bytes),
+            Err(ended) => assert!(ended.is_cancelled(), "{ended}"),
+        }
+    }
+    assert_eq!(kept(root.path()).len(), 1);
+    assert!(web.asked() <= 1 + stopped, "only who was stopped is made up for: {}", web.asked());
 }
 
 #[tokio::test]

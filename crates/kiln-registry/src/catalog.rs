@@ -89,6 +89,11 @@ impl Registry {
             }),
         };
         found.ok_or_else(|| {
+            if let Reference::Named(name) = &selector.reference
+                && head.state.retired.contains_key(name)
+            {
+                return RegistryError::Retired { image: selector.image.clone(), version: name.clone() };
+            }
             let channels = head.state.channels.keys().map(ToString::to_string);
             let versions = head.versions.iter().map(|listed| listed.version.to_string());
             RegistryError::UnknownVersion {

@@ -138,9 +138,13 @@ impl RegistryError {
             Self::NotARegistry { .. } => {
                 Some("choose an empty directory or an existing registry with `--registry`".to_owned())
             }
-            Self::Conflict { .. } | Self::Retired { .. } => {
+            Self::Conflict { .. } => {
                 Some("a version is written once: give the image another `version`, or `version = \"auto\"`".to_owned())
             }
+            Self::Retired { .. } => Some(
+                "another registry may still have it, and pushing it from there brings it back; its name never means another disk"
+                    .to_owned(),
+            ),
             Self::FirstForm { path } => Some(format!(
                 "move `{}` away and build the images again; a qcow2 in it lies under its SHA-256 in `blobs/sha256`",
                 path.display()

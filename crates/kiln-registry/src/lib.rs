@@ -43,6 +43,7 @@ mod place;
 mod probe;
 pub mod proof;
 mod publish;
+mod raw;
 mod receive;
 mod retention;
 pub mod sbom;
@@ -204,6 +205,18 @@ impl Registry {
     pub fn open_blob(&self, digest: &Digest) -> Result<StoredBlob, RegistryError> {
         let found = self.place.open(digest).and_then(|blob| blob.ok_or_else(|| io::ErrorKind::NotFound.into()));
         found.map_err(failed("open", &self.blob(digest)))
+    }
+
+    /// Keeps a version from being removed until it is dropped, also when this process is killed; all else may be collected. `None` in a
+    /// bucket, where nobody can say that. Fails for a version that was removed, or is being removed.
+    pub fn hold(&self, record: &Record) -> Result<Option<Lease>, RegistryError> {
+        let (image, version) = (&record.artifact.image, &record.artifact.version);
+        let held = self.place.hold(&record_key(image, version))?;
+        // It may have been removed between being found and being held.
+        if held.is_some() && self.read_head(image)?.lists(version).is_none() {
+            return Err(RegistryError::Retired { image: image.clone(), version: version.clone() });
+        }
+        Ok(held)
     }
 
     /// Keeps collection away until it is dropped, also when this process is killed. `None` where that needs no saying.

@@ -45,7 +45,7 @@ pub struct Revoked {
 }
 
 /// A version whose base has a newer version.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outdated {
     pub image: Parent,
     pub base: Parent,

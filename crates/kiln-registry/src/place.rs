@@ -90,6 +90,13 @@ pub(crate) trait Leases {
     /// Keeps others from changing `image`, where the place can.
     fn lock(&self, image: &ImageName) -> Result<Option<Lease>, RegistryError>;
 
+    /// Says that somebody reads the version whose record is `key`, so that it is not removed; `None` where that cannot be said. Fails
+    /// when it is being removed.
+    fn hold(&self, key: &str) -> Result<Option<Lease>, RegistryError>;
+
+    /// Keeps readers from the version whose record is `key`; `None` when somebody reads it.
+    fn claim(&self, key: &str) -> Result<Option<Lease>, RegistryError>;
+
     /// How often a change that another writer overtook is tried again.
     fn attempts(&self) -> usize;
 }
@@ -124,6 +131,8 @@ pub struct Lease(pub(crate) Held);
 pub(crate) enum Held {
     /// A locked file: the kernel takes it back when the process dies.
     File { _locked: std::fs::File },
+    /// Nothing, where nobody can say that he reads.
+    Nothing,
     /// An object that is renewed.
     Object(bucket::lease::Renewed),
 }
@@ -132,7 +141,7 @@ impl Lease {
     /// Fails when it was lost: the process was stopped for longer than a lease lasts, and others went on without it.
     pub(crate) fn check(&self) -> Result<(), RegistryError> {
         match &self.0 {
-            Held::File { .. } => Ok(()),
+            Held::File { .. } | Held::Nothing => Ok(()),
             Held::Object(renewed) => renewed.check(),
         }
     }
@@ -140,7 +149,7 @@ impl Lease {
     /// The same for one of many steps: it is not looked at again what was looked at a moment ago.
     pub(crate) fn check_step(&self) -> Result<(), RegistryError> {
         match &self.0 {
-            Held::File { .. } => Ok(()),
+            Held::File { .. } | Held::Nothing => Ok(()),
             Held::Object(renewed) => renewed.check_step(),
         }
     }

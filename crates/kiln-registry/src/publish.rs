@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use kiln_core::{Version, artifact::Artifact, plan::VersionSpec};
+use kiln_core::{ImageName, Version, artifact::Artifact, plan::VersionSpec};
 use kiln_io::guest::Progress;
 
 use crate::{
@@ -77,6 +77,11 @@ impl Registry {
         let stored = self.store(artifact, files, previous.as_ref(), progress)?;
 
         self.enter(artifact, stored, parent.as_ref(), publication, &date, &publishing)
+    }
+
+    /// The version that `Auto` would choose now. Somebody may be quicker.
+    pub fn next_version(&self, image: &ImageName, date: &str) -> Result<Version, RegistryError> {
+        next_calendar_version(&self.read_head(image)?, &calendar_prefix(date)?)
     }
 
     /// Gives what is stored its version: the record, then the head. `publishing` keeps collection away.

@@ -125,7 +125,7 @@ impl Registry {
         let publishing = self.place.share()?;
         self.place.prepare(Some(&artifact.image))?;
         let content = self.offered(offer)?;
-        let parent = self.with_qcow2(&artifact.base.digest)?;
+        let parent = self.parent(&artifact.base)?;
         if let Some(parent) = &parent {
             self.refuse_revoked(parent, publication.now)?;
         }

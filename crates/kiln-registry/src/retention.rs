@@ -17,6 +17,7 @@ use crate::{
     head::{Head, Listed},
     lay_down::Form,
     lineage::Parent,
+    record_key,
 };
 
 /// What is kept besides what channels and kept versions need. Without any rule every version is kept.
@@ -53,7 +54,7 @@ impl Registry {
     /// Says what `rules` would remove, and changes nothing.
     pub fn prune_dry(&self, rules: &Rules) -> Result<Pruned, RegistryError> {
         let heads = self.heads()?;
-        let versions = self.decide(&heads, rules)?;
+        let versions = self.decide(&heads, rules, &mut |_| Ok(false))?;
         let mut unneeded = Vec::new();
         if !heads.is_empty() {
             unneeded = self.unneeded(&self.needed(&heads, &versions)?)?;
@@ -70,7 +71,15 @@ impl Registry {
             self.recover(&image, intent.now)?;
         }
         let heads = self.heads()?;
-        let versions = self.decide(&heads, rules)?;
+        // Who reads a version holds it. Those that go are held here until they are gone.
+        let mut claimed = Vec::new();
+        let mut in_use = |version: &Parent| {
+            let claim = self.place.claim(&record_key(&version.image, &version.version))?;
+            let in_use = claim.is_none();
+            claimed.extend(claim);
+            Ok(in_use)
+        };
+        let versions = self.decide(&heads, rules, &mut in_use)?;
         let needed = self.needed(&heads, &versions)?;
         for (image, head) in heads {
             let gone = |listed: &&Listed| {
@@ -93,6 +102,7 @@ impl Registry {
         }
         let unneeded = self.unneeded(&needed)?;
         self.place.remove(&unneeded, &alone)?;
+        drop(claimed);
         Ok(Pruned { blobs: unneeded.len(), bytes: unneeded.iter().map(|(_, bytes)| bytes).sum(), versions })
     }
 
@@ -110,6 +120,7 @@ impl Registry {
         &self,
         heads: &BTreeMap<kiln_core::ImageName, Head>,
         rules: &Rules,
+        in_use: &mut dyn FnMut(&Parent) -> Result<bool, RegistryError>,
     ) -> Result<Vec<Verdict>, RegistryError> {
         let mut verdicts = Vec::new();
         let mut parents = BTreeMap::new();
@@ -128,7 +139,10 @@ impl Registry {
                 if let Some(parent) = &listed.parent {
                     parents.insert(version.clone(), parent.clone());
                 }
-                let kept = by_rule(listed, place, rules).or_else(|| pointed.get(&listed.version).cloned());
+                let mut kept = by_rule(listed, place, rules).or_else(|| pointed.get(&listed.version).cloned());
+                if kept.is_none() && in_use(&version)? {
+                    kept = Some("somebody is downloading it".to_owned());
+                }
                 verdicts.push(Verdict { version, published: listed.published, kept });
             }
         }

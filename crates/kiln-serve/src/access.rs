@@ -22,6 +22,8 @@ pub enum Scope {
     /// Move channels, back too.
     Promote,
     Revoke,
+    /// Say which channels take only proven versions.
+    Restrict,
 }
 
 /// One token of the file.
@@ -93,13 +95,23 @@ impl Tokens {
         };
         let text = value.to_str().ok().and_then(credential);
         match text.and_then(|text| self.find(&text)) {
-            Some(token) => Ok(self.caller_with(token)),
+            Some(token) => Ok(Caller { token: Some(token), public: self.public }),
             None => Err(Problem::new(StatusCode::UNAUTHORIZED, "unknown-token", "this token is not known here")),
         }
     }
 
-    pub(crate) fn caller_with(&self, token: Arc<Token>) -> Caller {
-        Caller { token: Some(token), public: self.public }
+    /// Who has `token`, with what it allows now; `None` when it is not here any more.
+    pub(crate) fn caller_with(&self, token: &Token) -> Option<Caller> {
+        let known = self.tokens.iter().find(|known| known.sha256 == token.sha256)?;
+        Some(Caller { token: Some(Arc::new(known.clone())), public: self.public })
+    }
+
+    /// The same for somebody who may have no token.
+    pub(crate) fn again(&self, caller: &Caller) -> Option<Caller> {
+        match &caller.token {
+            Some(token) => self.caller_with(token),
+            None => Some(Caller { token: None, public: self.public }),
+        }
     }
 
     /// For the log in of the dashboard.
@@ -152,6 +164,7 @@ impl Caller {
                 Scope::Publish => "publish",
                 Scope::Promote => "promote",
                 Scope::Revoke => "revoke",
+                Scope::Restrict => "restrict channels of",
             };
             let detail = format!("this token does not allow to {what} `{image}`");
             Problem::new(StatusCode::FORBIDDEN, "not-allowed", detail)

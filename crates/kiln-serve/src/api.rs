@@ -5,6 +5,7 @@ mod channels;
 mod events;
 mod publish;
 pub(crate) mod query;
+mod records;
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use serde::Serialize;
 use self::query::Query;
 use crate::{
     access::{Caller, Scope},
-    facts::facts,
+    facts::{ami_facts, facts},
     files,
     problem::Problem,
     state::App,
@@ -40,6 +41,7 @@ pub(crate) fn router() -> Router<Arc<App>> {
     Router::new()
         .route("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
         .route("/images", get(images))
+        .route("/outdated", get(outdated))
         .route("/images/{image}", get(image))
         .route("/images/{image}/versions/{reference}", get(version))
         .route("/images/{image}/resolve/{reference}", get(resolve))
@@ -47,7 +49,10 @@ pub(crate) fn router() -> Router<Arc<App>> {
         .route("/images/{image}/channels/{channel}", get(channels::history))
         .route("/images/{image}/channels/{channel}/promote", post(channels::promote))
         .route("/images/{image}/channels/{channel}/rollback", post(channels::rollback))
+        .route("/images/{image}/channels/{channel}/restrict", post(channels::restrict))
         .route("/images/{image}/versions/{version}/revoke", post(channels::revoke))
+        .route("/images/{image}/records", get(records::names))
+        .route("/images/{image}/records/{*key}", get(records::record))
         .route("/images/{image}/log", get(events::log))
         .route("/events", get(events::stream))
         .route("/images/{image}/missing", post(publish::missing))
@@ -105,6 +110,17 @@ async fn images(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer {
     json(&wire::Images { images: images.collect() })
 }
 
+/// `?channel=stable`: compared with what this channel of the base points to.
+async fn outdated(State(app): State<Arc<App>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Answer {
+    let caller = app.tokens.caller(&headers)?;
+    caller.require_any()?;
+    let channel = Query::parse(query.as_deref()).get("channel").map(parse::<kiln_core::ChannelName>).transpose()?;
+    let now = app.now();
+    let mut outdated = app.on_disk(move |app| app.registry.outdated(channel.as_ref(), now)).await?;
+    outdated.retain(|one| caller.may(Scope::Read, &one.image.image) && caller.may(Scope::Read, &one.base.image));
+    json(&wire::OutdatedImages { outdated })
+}
+
 async fn image(
     State(app): State<Arc<App>>,
     Path(image): Path<String>,
@@ -158,10 +174,14 @@ async fn resolve(
     let (selector, now) = (files::selector(&image, &reference)?, app.now());
     let forced = Query::parse(query.as_deref()).get("allow_revoked") == Some("true");
     let asked = selector.clone();
-    let record = app.on_disk(move |app| app.registry.usable(&selector, now, forced)).await?;
-    let facts: serde_json::Map<_, _> = facts(&asked, &record, &base(&app, &headers))
-        .into_iter()
-        .map(|(name, value)| (name.into(), value.into()))
-        .collect();
+    let found = move |app: &App| {
+        let record = app.registry.usable(&selector, now, forced)?;
+        let amis = app.registry.amis(&record.artifact.image, &record.artifact.version)?;
+        Ok((record, amis))
+    };
+    let (record, amis) = app.on_disk(found).await?;
+    let facts = facts(&asked, &record, &base(&app, &headers)).into_iter().map(|(name, value)| (name.to_owned(), value));
+    let facts: serde_json::Map<_, _> =
+        facts.chain(ami_facts(&amis)).map(|(name, value)| (name, value.into())).collect();
     json(&facts)
 }

@@ -2,8 +2,13 @@
 
 mod pull;
 mod push;
+mod read;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use kiln_core::{ChannelName, Digest, ImageName, Version};
 use kiln_io::time::{Clock, GaveUp};
@@ -17,12 +22,17 @@ pub use self::{
     pull::{Allowed, Pulled},
     push::Pushed,
 };
-use crate::{ServeError, again::again, problem::Problem, wire};
+use crate::{
+    ServeError,
+    again::again,
+    pace::{PATIENCE, Pace},
+    problem::Problem,
+    wire,
+};
 
 /// Answers of JSON that are longer are not read: a page of 1000 versions is a tenth of it.
 const LONGEST_ANSWER: usize = 64 << 20;
-/// For an answer to begin; entering a version reads all of its blobs first.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// For a version to be entered, which reads all of its blobs first.
 const ENTERING: Duration = Duration::from_hours(1);
 /// In names of paths everything else is escaped.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b':');
@@ -32,9 +42,13 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_'
 pub struct Remote {
     base: Url,
     client: Client,
+    /// For requests that wait on threads of their own: connections belong to the runtime that opened them.
+    apart: Arc<OnceLock<Result<Client, String>>>,
     token: Option<Arc<str>>,
     clock: Arc<dyn Clock>,
     cancel: CancellationToken,
+    /// For an answer to begin, and for the least of it to come.
+    patience: Duration,
 }
 
 impl fmt::Debug for Remote {
@@ -68,17 +82,33 @@ impl Remote {
             let path = format!("{}/", base.path());
             base.set_path(&path);
         }
-        let client = Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(10))
-            .build()
-            .map_err(|error| refused(error.to_string()))?;
-        Ok(Self { base, client, token: token.map(Into::into), clock, cancel })
+        let client = http().map_err(refused)?;
+        Ok(Self {
+            base,
+            client,
+            apart: Arc::default(),
+            token: token.map(Into::into),
+            clock,
+            cancel,
+            patience: PATIENCE,
+        })
     }
 
     /// As people write it, without a `/` at its end.
     pub fn url(&self) -> String {
         self.base.as_str().trim_end_matches('/').to_owned()
+    }
+
+    /// The same server, asked no longer than until `cancel`.
+    #[must_use]
+    pub fn until(&self, cancel: CancellationToken) -> Self {
+        Self { cancel, ..self.clone() }
+    }
+
+    /// The same server, to whom so much time is given for an answer to begin, and again for every 16 KiB of it.
+    #[must_use]
+    pub fn patient(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
     }
 
     pub async fn images(&self) -> Result<wire::Images, ServeError> {
@@ -123,6 +153,12 @@ impl Remote {
         Ok(record)
     }
 
+    /// The images whose base has a newer version, as far as the token may read both.
+    pub async fn outdated(&self, channel: Option<&ChannelName>) -> Result<wire::OutdatedImages, ServeError> {
+        let query = channel.map(|channel| format!("?channel={}", utf8_percent_encode(channel.as_str(), PLAIN)));
+        self.fetch(&["outdated"], &query.unwrap_or_default()).await
+    }
+
     /// The moves of a channel, newest first.
     pub async fn history(&self, image: &ImageName, channel: &ChannelName) -> Result<wire::Log, ServeError> {
         self.fetch(&["images", image.as_str(), "channels", channel.as_str()], "").await
@@ -134,7 +170,7 @@ impl Remote {
         channel: &ChannelName,
         request: &wire::Promote,
     ) -> Result<wire::Moved, ServeError> {
-        self.post(&["images", image.as_str(), "channels", channel.as_str(), "promote"], request, PATIENCE).await
+        self.post(&["images", image.as_str(), "channels", channel.as_str(), "promote"], request, self.patience).await
     }
 
     pub async fn rollback(
@@ -143,7 +179,17 @@ impl Remote {
         channel: &ChannelName,
         request: &wire::Rollback,
     ) -> Result<wire::Moved, ServeError> {
-        self.post(&["images", image.as_str(), "channels", channel.as_str(), "rollback"], request, PATIENCE).await
+        self.post(&["images", image.as_str(), "channels", channel.as_str(), "rollback"], request, self.patience).await
+    }
+
+    /// From now on a channel takes only proven versions, or any again; whether that changed anything.
+    pub async fn restrict(
+        &self,
+        image: &ImageName,
+        channel: &ChannelName,
+        request: &wire::Restrict,
+    ) -> Result<wire::Changed, ServeError> {
+        self.post(&["images", image.as_str(), "channels", channel.as_str(), "restrict"], request, self.patience).await
     }
 
     pub async fn revoke(
@@ -152,13 +198,13 @@ impl Remote {
         version: &Version,
         request: &wire::Revoke,
     ) -> Result<wire::Inherited, ServeError> {
-        self.post(&["images", image.as_str(), "versions", version.as_str(), "revoke"], request, PATIENCE).await
+        self.post(&["images", image.as_str(), "versions", version.as_str(), "revoke"], request, self.patience).await
     }
 
     /// An idempotent GET: made again while the server cannot be reached or is busy.
     async fn fetch<T: DeserializeOwned>(&self, path: &[&str], query: &str) -> Result<T, ServeError> {
         let attempt = || async {
-            let response = self.send(self.request(Method::GET, path, query), PATIENCE).await?;
+            let response = self.send(self.request(Method::GET, path, query), self.patience).await?;
             self.read(response).await
         };
         self.again(attempt).await
@@ -234,8 +280,8 @@ impl Remote {
 
     /// All of a body, when it is not longer than `limit`.
     async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, ServeError> {
-        let mut all = Vec::new();
-        while let Some(bytes) = self.chunk(&mut response).await? {
+        let (mut all, mut pace) = (Vec::new(), Pace::new(self.patience));
+        while let Some(bytes) = self.chunk(&mut response, &mut pace).await? {
             if all.len() + bytes.len() > limit {
                 return Err(self.unreadable("it is longer than any answer is"));
             }
@@ -244,12 +290,16 @@ impl Remote {
         Ok(all)
     }
 
-    async fn chunk(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, ServeError> {
+    async fn chunk(&self, response: &mut Response, pace: &mut Pace) -> Result<Option<bytes::Bytes>, ServeError> {
+        let size = |chunk: &Result<Option<bytes::Bytes>, _>| match chunk {
+            Ok(Some(bytes)) => bytes.len(),
+            _ => 0,
+        };
         tokio::select! {
             biased;
             () = self.cancel.cancelled() => Err(ServeError::Stopped),
-            chunk = tokio::time::timeout(PATIENCE, response.chunk()) => {
-                chunk.map_err(|_| self.silent())?.map_err(|error| self.broken(&error))
+            chunk = pace.next(response.chunk(), size) => {
+                chunk.ok_or_else(|| self.silent())?.map_err(|error| self.broken(&error))
             }
         }
     }
@@ -266,16 +316,26 @@ impl Remote {
     }
 
     fn silent(&self) -> ServeError {
-        ServeError::Request { url: self.url(), problem: "it does not answer in time".to_owned() }
+        ServeError::Request { url: self.url(), problem: "it does not answer in time, or too slowly".to_owned() }
     }
 
     fn unreadable(&self, problem: &str) -> ServeError {
         ServeError::Answer { url: self.url(), problem: problem.to_owned() }
     }
 
+    fn cut(&self) -> ServeError {
+        ServeError::Request { url: self.url(), problem: "the connection was cut".to_owned() }
+    }
+
     fn altered(&self, expected: Digest) -> ServeError {
         ServeError::Altered { url: self.url(), expected }
     }
+}
+
+fn http() -> Result<Client, String> {
+    let builder =
+        Client::builder().redirect(reqwest::redirect::Policy::none()).connect_timeout(Duration::from_secs(10));
+    builder.build().map_err(|error| error.to_string())
 }
 
 fn passes(error: &ServeError) -> bool {

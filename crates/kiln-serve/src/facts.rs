@@ -1,7 +1,7 @@
 //! What a consumer of a version may want to know, by name: a flat list of texts, because Terraform takes nothing else.
 
 use kiln_core::moment::Moment;
-use kiln_registry::{Record, Reference, Selector};
+use kiln_registry::{Ami, Record, Reference, Selector};
 
 /// The facts of `record`, which `selector` meant. `registry` says where it was found; of a server, its URL gives those of files.
 pub fn facts(selector: &Selector, record: &Record, registry: &str) -> Vec<(&'static str, String)> {
@@ -34,4 +34,17 @@ pub fn facts(selector: &Selector, record: &Record, registry: &str) -> Vec<(&'sta
         facts.push(("oci", format!("{host}/{}@{}", artifact.image, record.manifest.digest)));
     }
     facts
+}
+
+/// `ami_eu_west_1` for each region; where several accounts have one, with the account before the region.
+pub fn ami_facts(amis: &[Ami]) -> Vec<(String, String)> {
+    let name = |ami: &Ami| {
+        let region = ami.region.replace('-', "_");
+        if amis.iter().filter(|other| other.region == ami.region).count() > 1 {
+            format!("ami_{}_{region}", ami.account)
+        } else {
+            format!("ami_{region}")
+        }
+    };
+    amis.iter().map(|ami| (name(ami), ami.ami.clone())).collect()
 }

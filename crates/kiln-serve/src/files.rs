@@ -39,7 +39,9 @@ pub(crate) async fn file(
     if sum {
         return checksum(&app, record, format, &method, &headers, immutable).await;
     }
+    let held = if method == Method::HEAD { None } else { app.hold(&record).await? };
     let found = app.on_disk(move |app| representation(app, &record, &format, immutable)).await?;
+    let found = Representation { held, ..found };
     let mut response = found.answer(&app, &method, &headers).await?;
     insert(response.headers_mut(), header::X_CONTENT_TYPE_OPTIONS, "nosniff")?;
     Ok(response)
@@ -94,7 +96,17 @@ fn representation(app: &App, record: &Record, format: &str, immutable: bool) -> 
             if record.file(format).is_some() { etag } else { format!("{}.{format}", record.manifest.digest.hex()) };
         let content_type = if format == "raw.zst" { "application/zstd" } else { "application/octet-stream" };
         let modified = record.published;
-        return Ok(Representation { source, size, etag, sha256, content_type, modified, immutable, file_name });
+        return Ok(Representation {
+            source,
+            size,
+            etag,
+            sha256,
+            content_type,
+            modified,
+            immutable,
+            file_name,
+            held: None,
+        });
     }
     let Some(stored) = record.file(format) else {
         // Says which formats there are.
@@ -111,6 +123,7 @@ fn representation(app: &App, record: &Record, format: &str, immutable: bool) -> 
         modified: record.published,
         immutable,
         file_name,
+        held: None,
     })
 }
 
@@ -151,6 +164,7 @@ async fn checksum(
         modified,
         immutable,
         file_name: None,
+        held: None,
     };
     found.answer(app, method, headers).await
 }

@@ -22,20 +22,23 @@ mod dashboard;
 mod error;
 mod facts;
 mod files;
+mod holds;
 mod metrics;
 pub mod mirror;
 mod oci;
+mod pace;
 mod paced;
 mod problem;
 mod ranges;
 mod server;
 mod state;
 mod stream;
+mod tokens;
 pub mod wire;
 
 pub use self::{
     access::{Scope, Token, Tokens, new_token},
     error::ServeError,
-    facts::facts,
+    facts::{ami_facts, facts},
     server::{Options, Server},
 };

@@ -179,13 +179,18 @@ async fn manifest(app: &Arc<App>, headers: &HeaderMap, method: &Method, image: &
             let selector = image_tag(app, &image, reference).await?.ok_or_else(unknown)?;
             let now = app.now();
             let record: Record = app.on_disk(move |app| app.registry.usable(&selector, now, false)).await?;
+            // The blobs are asked for by their digests alone.
+            app.hold(&record).await?;
             (record.manifest.digest, false)
         }
     };
-    let name = image.clone();
+    let (name, closed) = (image.clone(), !app.tokens.public());
     let bytes = app
         .on_disk(move |app| {
             app.registry.versions(&name)?;
+            if closed && !app.registry.names_blob(&name, &digest)? {
+                return Ok(None);
+            }
             let bytes = app.registry.small_blob(&digest, kiln_registry::LONGEST_MANIFEST)?;
             Ok(bytes.filter(|bytes| app.registry.blobs_of(bytes).is_ok() || is_manifest(bytes)))
         })
@@ -223,7 +228,7 @@ pub(crate) async fn blob_of(
     image: ImageName,
     digest: Digest,
 ) -> Result<Option<Response<Body>>, Problem> {
-    let (blob, closed) = (digest, !app.tokens.public);
+    let (blob, closed) = (digest, !app.tokens.public());
     let found = app
         .on_disk(move |app| {
             if closed && !app.registry.names_blob(&image, &blob)? {
@@ -308,6 +313,7 @@ fn representation(
         modified: 0,
         immutable,
         file_name: None,
+        held: None,
     }
 }
 

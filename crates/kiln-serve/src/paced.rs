@@ -1,4 +1,4 @@
-//! A connection whose peer must keep taking what it asked for: one that stands still is cut.
+//! A connection whose peer must keep taking what it asked for: one that takes less than the least pace is cut.
 
 use std::{
     io,
@@ -12,9 +12,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-/// A peer that takes less than this in [`PATIENCE`] while there is more for it is cut.
-const LEAST: usize = 16 << 10;
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::pace::{LEAST, PATIENCE};
 
 /// Writes of `S` that wait end after a while.
 #[derive(Debug)]

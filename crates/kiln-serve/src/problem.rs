@@ -120,6 +120,7 @@ impl From<RegistryError> for Problem {
                 problem.inside = Some(format!("{text} ({what})"));
                 return problem;
             }
+            E::Restricted { .. } => of(StatusCode::CONFLICT, "restricted"),
             E::Unproven { .. } => of(StatusCode::FORBIDDEN, "unproven"),
             E::Busy { .. } | E::Raced { .. } | E::Collecting { .. } | E::LeaseLost { .. } => {
                 of(StatusCode::SERVICE_UNAVAILABLE, "busy")

@@ -33,10 +33,11 @@ use tokio_native_tls::{TlsAcceptor, native_tls};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    ServeError, Tokens, api, dashboard, files, oci,
+    ServeError, api, dashboard, files, oci,
     paced::Paced,
     problem::{Inside, Problem},
     state::{App, Log},
+    tokens::TokensFile,
 };
 
 /// Connections at once; more wait in the kernel's queue.
@@ -93,7 +94,7 @@ impl fmt::Debug for Server {
 
 impl Server {
     pub async fn bind(options: Options) -> Result<Self, ServeError> {
-        let tokens = options.tokens.as_deref().map(Tokens::read).transpose()?.unwrap_or_default();
+        let tokens = TokensFile::open(options.tokens, Arc::clone(&options.clock), Arc::clone(&options.log))?;
         let tls = options.tls.as_ref().map(|(certificate, key)| acceptor(certificate, key)).transpose()?;
         let failed = |source| ServeError::Listen { address: options.listen, source };
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;

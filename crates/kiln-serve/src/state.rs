@@ -13,7 +13,9 @@ use kiln_io::time::Clock;
 use kiln_registry::{Pieces, Record, Registry, RegistryError, View};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::{access::Tokens, comparisons::Comparisons, dashboard::Sessions, metrics::Metrics, problem::Problem};
+use crate::{
+    comparisons::Comparisons, dashboard::Sessions, holds::Holds, metrics::Metrics, problem::Problem, tokens::TokensFile,
+};
 
 /// Verified pieces of disks, kept for who asks next: one client reads a piece in many small ranges.
 const PIECES: usize = 64 << 20;
@@ -30,7 +32,7 @@ pub(crate) type Log = Arc<dyn Fn(&str) + Send + Sync>;
 /// The server's state.
 pub(crate) struct App {
     pub(crate) registry: Registry,
-    pub(crate) tokens: Tokens,
+    pub(crate) tokens: TokensFile,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) log: Log,
     /// `https://images.example.org`, when it is not what the request says.
@@ -43,6 +45,7 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     pub(crate) sessions: Sessions,
     pub(crate) comparisons: Comparisons,
+    pub(crate) holds: Holds,
     /// Something was changed through this server.
     pub(crate) changed: Notify,
     views: Mutex<VecDeque<(Digest, String, Arc<View>)>>,
@@ -59,7 +62,7 @@ impl fmt::Debug for App {
 impl App {
     pub(crate) fn new(
         registry: Registry,
-        tokens: Tokens,
+        tokens: TokensFile,
         clock: Arc<dyn Clock>,
         log: Log,
         url: Option<String>,
@@ -78,6 +81,7 @@ impl App {
             metrics: Metrics::default(),
             sessions: Sessions::default(),
             comparisons: Comparisons::default(),
+            holds: Holds::default(),
             changed: Notify::new(),
             views: Mutex::default(),
             sums: Mutex::default(),

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use kiln_core::Digest;
 use kiln_io::random::nonce;
-use kiln_registry::{StoredBlob, View};
+use kiln_registry::{Lease, StoredBlob, View};
 use sha2::{Digest as _, Sha256};
 use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
@@ -52,6 +52,8 @@ pub(crate) struct Representation {
     /// It never changes under this address.
     pub(crate) immutable: bool,
     pub(crate) file_name: Option<String>,
+    /// Keeps the version from being removed while it is sent.
+    pub(crate) held: Option<Arc<Lease>>,
 }
 
 #[derive(Debug)]
@@ -110,7 +112,7 @@ impl Representation {
             Some(permit.map_err(|_| Problem::busy())?.map_err(|_| Problem::busy())?)
         };
         let whole = length == self.size && response.status() == StatusCode::OK;
-        *response.body_mut() = body(Arc::clone(app), self.source, parts, whole, permit);
+        *response.body_mut() = body(Arc::clone(app), self.source, parts, whole, (permit, self.held));
         Ok(response)
     }
 
@@ -180,15 +182,21 @@ struct Sending {
     next: Option<JoinHandle<io::Result<Vec<u8>>>>,
     /// Of a blob that is sent whole.
     hasher: Option<(Sha256, Digest)>,
-    _permit: Option<OwnedSemaphorePermit>,
+    _held: (Option<OwnedSemaphorePermit>, Option<Arc<Lease>>),
 }
 
-fn body(app: Arc<App>, source: Source, parts: Vec<Part>, whole: bool, permit: Option<OwnedSemaphorePermit>) -> Body {
+fn body(
+    app: Arc<App>,
+    source: Source,
+    parts: Vec<Part>,
+    whole: bool,
+    held: (Option<OwnedSemaphorePermit>, Option<Arc<Lease>>),
+) -> Body {
     let hasher = match &source {
         Source::Blob(_, digest) if whole => Some((Sha256::new(), *digest)),
         _ => None,
     };
-    let sending = Sending { app, source, parts: parts.into_iter(), range: 0..0, next: None, hasher, _permit: permit };
+    let sending = Sending { app, source, parts: parts.into_iter(), range: 0..0, next: None, hasher, _held: held };
     Body::from_stream(stream::try_unfold(sending, |mut sending| async move {
         let bytes = match sending.next().await {
             Ok(bytes) => bytes,

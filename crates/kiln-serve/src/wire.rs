@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kiln_core::{ChannelName, Digest, ImageName, Version, artifact::Artifact};
-use kiln_registry::{Attestation, Channel, Descriptor, Entry, Listed, Record, Revoked};
+use kiln_registry::{Attestation, Channel, Descriptor, Entry, Listed, Outdated, Record, Revoked};
 use serde::{Deserialize, Serialize};
 
 /// `GET /api/v1/images`
@@ -75,6 +75,24 @@ pub struct Rollback {
     pub allow_revoked: bool,
 }
 
+/// `POST /api/v1/images/NAME/channels/CHANNEL/restrict`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restrict {
+    /// Whether the channel takes only proven versions from now on, or any again.
+    pub restricted: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+}
+
+/// Whether anything was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    pub changed: bool,
+}
+
 /// What became of a channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
@@ -103,6 +121,18 @@ pub struct Revoke {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inherited {
     pub inherited: Vec<kiln_registry::Parent>,
+}
+
+/// `GET /api/v1/outdated`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutdatedImages {
+    pub outdated: Vec<Outdated>,
+}
+
+/// `GET /api/v1/images/NAME/records?folder=FOLDER`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Names {
+    pub names: Vec<String>,
 }
 
 /// `POST /api/v1/images/NAME/missing`

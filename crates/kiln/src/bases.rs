@@ -21,7 +21,7 @@ use crate::{failure::Failure, surroundings};
 /// Where versions are looked up.
 #[derive(Debug, Clone)]
 pub(crate) struct Shelf {
-    /// The registry's directory; opened when something is looked up, since most templates need none.
+    /// The registry's directory, bucket or server; opened when something is looked up, since most templates need none.
     pub(crate) root: PathBuf,
     /// A revoked version may be built on when the version itself is named.
     pub(crate) allow_revoked: bool,
@@ -60,8 +60,8 @@ impl InRun {
 }
 
 impl Shelf {
-    fn open(&self) -> Result<Registry, Failure> {
-        surroundings::bare(&self.root)
+    fn open(&self, image: &ImageName) -> Result<Registry, Failure> {
+        surroundings::read(&self.root, image)
     }
 
     /// What `image` and `reference` mean now.
@@ -71,7 +71,7 @@ impl Shelf {
             Err(error) => return Err(FactError::new(error.to_string())),
         };
         let selector = Selector { image: image.clone(), reference };
-        let found = surroundings::open(&self.root).and_then(|registry| {
+        let found = self.open(image).and_then(|registry| {
             let record = registry.usable(&selector, self.now, self.allow_revoked)?;
             surroundings::refuse_unproven(&registry, &record, false)?;
             Ok(record)
@@ -130,7 +130,7 @@ impl Known<'_> {
     }
 
     fn is_version(&self, image: &ImageName, reference: &str) -> bool {
-        let versions = self.shelf.and_then(|shelf| shelf.open().ok()?.versions(image).ok());
+        let versions = self.shelf.and_then(|shelf| shelf.open(image).ok()?.versions(image).ok());
         versions.is_some_and(|versions| versions.iter().any(|listed| listed.version.as_str() == reference))
     }
 }
@@ -171,7 +171,7 @@ impl Images for Shelf {
         watch: &dyn Fn(u64) -> bool,
     ) -> Result<(), NotLaidDown> {
         let selector = Selector { image: image.clone(), reference: Reference::Named(version.version.clone()) };
-        let laid = self.open().and_then(|registry| {
+        let laid = self.open(image).and_then(|registry| {
             let record = registry.record(&selector)?;
             let (expected, found) = (version.disk, record.artifact.disk.digest);
             if found != expected {

@@ -13,7 +13,7 @@ use kiln_io::{
     dirs::Dirs,
     time::{Clock as _, SystemClock},
 };
-use kiln_registry::{KeyStore, Record, Registry, Seen};
+use kiln_registry::{KeyStore, Record, Reference, Registry, Seen, Selector};
 use kiln_serve::{
     ServeError,
     client::{Remote, is_url},
@@ -37,13 +37,10 @@ pub(crate) fn registry(arguments: &RegistryArguments) -> Result<Registry, Failur
 
 /// The registry in a directory or in a bucket, with this user's keys.
 pub(crate) fn open(path: &Path) -> Result<Registry, Failure> {
-    if let Some(url) = path.to_str().filter(|text| is_url(text)) {
-        return Err(Failure::usage(format!(
-            "this needs a registry in a directory or a bucket, and `{url}` is a server"
-        ))
-        .hint("`kiln pull` and `kiln push` move versions between the two"));
-    }
-    let registry = bare(path)?;
+    with_keys(bare(path)?)
+}
+
+fn with_keys(registry: Registry) -> Result<Registry, Failure> {
     // Without a home there are no keys: nothing is signed, and nothing can be proven.
     let Ok(keys) = keys() else { return Ok(registry) };
     let registry = registry.trusting(keys.trust()?);
@@ -55,10 +52,22 @@ pub(crate) fn open(path: &Path) -> Result<Registry, Failure> {
 
 /// The same without keys: it signs nothing and believes nobody.
 pub(crate) fn bare(path: &Path) -> Result<Registry, Failure> {
+    refuse_server(path)?;
     Ok(match bucket(path)? {
         Some(address) => Registry::in_bucket(Arc::new(S3::new(&address)?))?,
         None => Registry::open(path)?,
     })
+}
+
+/// Refuses a server for what is done where the registry lies.
+pub(crate) fn refuse_server(path: &Path) -> Result<(), Failure> {
+    match path.to_str().filter(|text| is_url(text)) {
+        None => Ok(()),
+        Some(url) => Err(Failure::usage(format!("`{url}` is a server, and this is done where its registry lies"))
+            .hint(
+                "run it on the server's machine, or with the address of the bucket; `kiln pull` brings a version here",
+            )),
+    }
 }
 
 /// The bucket that is named as a registry, if one is.
@@ -73,12 +82,26 @@ pub(crate) fn registry_path(arguments: &RegistryArguments) -> Result<PathBuf, Fa
     }
 }
 
+/// The registry that is meant, for reading what belongs to `image`, wherever it is.
+pub(crate) fn reading(arguments: &RegistryArguments, image: &ImageName) -> Result<Registry, Failure> {
+    read(&registry_path(arguments)?, image)
+}
+
+/// The same for a registry by its name. That of a server is asked for once first, so that what is wrong with server, token or image is
+/// said in its own words.
+pub(crate) fn read(path: &Path, image: &ImageName) -> Result<Registry, Failure> {
+    let Some(remote) = remote(path, &CancellationToken::new())? else { return open(path) };
+    remote.greet(image)?;
+    with_keys(remote.registry(image)?)
+}
+
 /// The registry as far as bases are looked up in it. A plan needs no home: without one there is no registry.
 pub(crate) fn shelf(arguments: &RegistryArguments, allow_revoked: bool) -> Option<Shelf> {
     Some(Shelf { root: registry_path(arguments).ok()?, allow_revoked, now: seconds() })
 }
 
 /// A registry in a directory or a bucket, or one that a server has.
+#[derive(Debug)]
 pub(crate) enum Place {
     Here(Registry),
     There(Remote),
@@ -92,20 +115,69 @@ pub(crate) fn place(arguments: &RegistryArguments) -> Result<Place, Failure> {
     }
 }
 
+impl Place {
+    /// For reading what belongs to `image`.
+    pub(crate) fn reading(&self, image: &ImageName) -> Result<Registry, Failure> {
+        match self {
+            Self::Here(registry) => Ok(registry.clone()),
+            Self::There(remote) => with_keys(remote.registry(image)?),
+        }
+    }
+
+    /// As people write it.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Here(registry) => registry.root().display().to_string(),
+            Self::There(remote) => remote.url(),
+        }
+    }
+}
+
 /// The server that is named as the registry, if one is.
 pub(crate) fn server(arguments: &RegistryArguments, cancel: &CancellationToken) -> Result<Option<Remote>, Failure> {
-    let Some(url) = arguments.registry.as_ref().and_then(|path| path.to_str()).filter(|text| is_url(text)) else {
-        return Ok(None);
-    };
+    arguments.registry.as_ref().map_or(Ok(None), |path| remote(path, cancel))
+}
+
+fn remote(path: &Path, cancel: &CancellationToken) -> Result<Option<Remote>, Failure> {
+    let Some(url) = path.to_str().filter(|text| is_url(text)) else { return Ok(None) };
     let token = env::var("KILN_TOKEN").ok().filter(|token| !token.is_empty());
     Ok(Some(Remote::new(url, token.as_deref(), Arc::new(SystemClock::new()), cancel.clone())?))
 }
 
+/// The version that `selector` means on a server: by its own word, which knows what is revoked above what a token may read, and by
+/// the state of the image, which is judged here.
+pub(crate) fn judged(
+    remote: &Remote,
+    selector: &Selector,
+    allow_revoked: bool,
+    allow_unproven: bool,
+) -> Result<(Registry, Record), Failure> {
+    let said = remote.usable_now(selector, allow_revoked)?;
+    let registry = with_keys(remote.registry(&selector.image)?)?;
+    if allow_unproven {
+        return Ok((registry, said));
+    }
+    refuse_old_state(&registry, &selector.image, false)?;
+    let record = registry.usable(selector, seconds(), allow_revoked)?;
+    if record.artifact.version != said.artifact.version {
+        // The channel moved between the two questions, or the server says something else than the state that it shows.
+        let reference = Reference::Named(record.artifact.version.clone());
+        let named = Selector { image: selector.image.clone(), reference };
+        remote.usable_now(&named, allow_revoked)?;
+    }
+    Ok((registry, record))
+}
+
 /// Waits for an answer of a server.
 pub(crate) fn wait<T>(answer: impl Future<Output = Result<T, ServeError>>) -> Result<T, Failure> {
+    Ok(self::answer(answer)??)
+}
+
+/// The same, where what the server says is looked into.
+pub(crate) fn answer<T>(answer: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::new("cannot start the async runtime").because(error.to_string()))?;
-    Ok(runtime.block_on(answer)?)
+    Ok(runtime.block_on(answer))
 }
 
 /// The user's own registry, as a cache of what servers have.

@@ -106,6 +106,15 @@ impl Leases for Bucket {
         Ok(None)
     }
 
+    /// Objects have no locks. What is removed while it is read is missed, never taken for something else.
+    fn hold(&self, _key: &str) -> Result<Option<Lease>, RegistryError> {
+        Ok(None)
+    }
+
+    fn claim(&self, _key: &str) -> Result<Option<Lease>, RegistryError> {
+        Ok(Some(Lease(Held::Nothing)))
+    }
+
     fn attempts(&self) -> usize {
         ATTEMPTS
     }

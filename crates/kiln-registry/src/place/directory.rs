@@ -3,7 +3,7 @@
 mod blobs;
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io::{self, Read as _},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -161,6 +161,31 @@ impl Leases for Directory {
     fn lock(&self, image: &ImageName) -> Result<Option<Lease>, RegistryError> {
         lock(&self.root.join("images").join(image.as_str()).join("lock"))
             .map(|file| Some(Lease(Held::File { _locked: file })))
+    }
+
+    /// A lock on the record itself, which may lie on a disk that is mounted read-only.
+    fn hold(&self, key: &str) -> Result<Option<Lease>, RegistryError> {
+        let path = self.root.join(key);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Some(Lease(Held::File { _locked: file }))),
+            Err(TryLockError::WouldBlock) => Err(RegistryError::Collecting { path: self.root.clone() }),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        }
+    }
+
+    fn claim(&self, key: &str) -> Result<Option<Lease>, RegistryError> {
+        let path = self.root.join(key);
+        let file = File::open(&path).map_err(failed("open", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lease(Held::File { _locked: file }))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        }
     }
 
     /// Under its lock nobody is overtaken.

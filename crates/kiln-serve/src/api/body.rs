@@ -1,28 +1,43 @@
-//! Bodies of requests: never longer than they may be, never slower than the server waits.
-
-use std::time::Duration;
+//! Bodies of requests: never longer than they may be, never slower than the least pace.
 
 use axum::{body::Body, http::StatusCode};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
+use hyper::body::Frame;
 use serde::de::DeserializeOwned;
 
-use crate::problem::Problem;
+use crate::{
+    pace::{PATIENCE, Pace},
+    problem::Problem,
+};
 
-/// A client that sends nothing for so long has gone.
-const SILENCE: Duration = Duration::from_secs(30);
+/// A body on its way.
+#[derive(Debug)]
+pub(crate) struct Coming {
+    body: Body,
+    pace: Pace,
+}
 
-/// The next bytes of a body; `None` at its end.
-pub(crate) async fn next(body: &mut Body) -> Result<Option<Bytes>, Problem> {
-    loop {
-        let frame = tokio::time::timeout(SILENCE, body.frame()).await;
-        let slow = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "slow", "nothing came for 30 seconds");
-        match frame.map_err(slow)? {
-            None => return Ok(None),
-            Some(Err(_)) => return Err(Problem::bad_request("the body ends before its length")),
-            Some(Ok(frame)) => {
-                if let Ok(bytes) = frame.into_data() {
-                    return Ok(Some(bytes));
+impl Coming {
+    pub(crate) const fn new(body: Body) -> Self {
+        Self { body, pace: Pace::new(PATIENCE) }
+    }
+
+    /// The next bytes; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Problem> {
+        loop {
+            let size = |frame: &Option<Result<Frame<Bytes>, _>>| match frame {
+                Some(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+                _ => 0,
+            };
+            let slow = || Problem::new(StatusCode::REQUEST_TIMEOUT, "slow", "less than 16 KiB came in 30 seconds");
+            match self.pace.next(self.body.frame(), size).await.ok_or_else(slow)? {
+                None => return Ok(None),
+                Some(Err(_)) => return Err(Problem::bad_request("the body ends before its length")),
+                Some(Ok(frame)) => {
+                    if let Ok(bytes) = frame.into_data() {
+                        return Ok(Some(bytes));
+                    }
                 }
             }
         }
@@ -30,9 +45,9 @@ pub(crate) async fn next(body: &mut Body) -> Result<Option<Bytes>, Problem> {
 }
 
 /// All of a body, when it is not longer than `limit`.
-pub(crate) async fn whole(mut body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
-    let mut all = Vec::new();
-    while let Some(bytes) = next(&mut body).await? {
+pub(crate) async fn whole(body: Body, limit: usize) -> Result<Vec<u8>, Problem> {
+    let (mut all, mut coming) = (Vec::new(), Coming::new(body));
+    while let Some(bytes) = coming.next().await? {
         if all.len() + bytes.len() > limit {
             let detail = format!("more than {limit} bytes are not taken here");
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail));

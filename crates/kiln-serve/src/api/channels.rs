@@ -76,6 +76,22 @@ pub(crate) async fn rollback(
     json(&wire::Moved { from: moved.from, to: moved.to, rev: moved.rev, already: moved.already })
 }
 
+pub(crate) async fn restrict(
+    State(app): State<Arc<App>>,
+    Path((image, channel)): Path<(String, String)>,
+    headers: HeaderMap,
+    request: Body,
+) -> Answer {
+    let (caller, image) = allowed(&app, &headers, Scope::Restrict, &image)?;
+    let channel: ChannelName = parse(&channel)?;
+    let wire::Restrict { restricted, reason, by } = body::json(request, LONGEST).await?;
+    let by = caller.signature(by.as_deref());
+    let intent = Intent { by, now: app.now(), reason: self::reason(reason)?, allow_revoked: false };
+    let changed = app.on_disk(move |app| app.registry.restrict(&image, &channel, restricted, &intent)).await?;
+    app.changed.notify_waiters();
+    json(&wire::Changed { changed })
+}
+
 pub(crate) async fn revoke(
     State(app): State<Arc<App>>,
     Path((image, version)): Path<(String, String)>,

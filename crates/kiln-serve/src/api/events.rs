@@ -10,7 +10,7 @@ use std::{
 use axum::{
     body::Body,
     extract::{Path, RawQuery, State},
-    http::{HeaderMap, HeaderValue, Response, header},
+    http::{HeaderMap, HeaderValue, Response, StatusCode, header},
 };
 use bytes::Bytes;
 use futures_util::stream::try_unfold;
@@ -124,6 +124,9 @@ impl Listening {
     }
 
     async fn look(&mut self) -> Result<(), Problem> {
+        let gone = || Problem::new(StatusCode::UNAUTHORIZED, "unknown-token", "this token is not known any more");
+        self.caller = self.app.tokens.again(&self.caller).ok_or_else(gone)?;
+        self.caller.require_any()?;
         let (before, revisions) = (self.stamps.clone(), self.revisions.clone());
         let (stamps, found) = self
             .app

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::{Path, RawQuery, State},
     http::{HeaderMap, Method, Response, StatusCode, header},
     response::IntoResponse as _,
 };
@@ -13,7 +13,7 @@ use kiln_core::{Digest, moment::Moment, plan::VersionSpec};
 use kiln_registry::{Offer, Publication};
 use tokio::sync::mpsc;
 
-use super::{Answer, allowed, body, json, parse};
+use super::{Answer, allowed, body, json, parse, query::Query};
 use crate::{access::Scope, oci, problem::Problem, state::App, wire};
 
 /// 100 bytes for each blob of the largest disk are more than enough.
@@ -41,7 +41,7 @@ pub(crate) async fn blob(
     State(app): State<Arc<App>>,
     Path((image, digest)): Path<(String, String)>,
     headers: HeaderMap,
-    mut request: Body,
+    request: Body,
 ) -> Answer {
     allowed(&app, &headers, Scope::Publish, &image)?;
     let digest: Digest = parse(&digest)?;
@@ -67,9 +67,9 @@ pub(crate) async fn blob(
         }
         incoming.finish()
     });
-    let mut failed = None;
+    let (mut failed, mut coming) = (None, body::Coming::new(request));
     loop {
-        match body::next(&mut request).await {
+        match coming.next().await {
             Ok(Some(bytes)) => {
                 // Gone when the disk refused; it says why below.
                 if sender.send(bytes).await.is_err() {
@@ -96,10 +96,15 @@ pub(crate) async fn sent(
     State(app): State<Arc<App>>,
     Path((image, digest)): Path<(String, String)>,
     method: Method,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Answer {
     let (_, image) = allowed(&app, &headers, Scope::Read, &image)?;
     let digest: Digest = parse(&digest)?;
+    // Who fetches a version blob by blob says which: it is held until he has not been heard of for a while.
+    if let Some(version) = Query::parse(query.as_deref()).get("version") {
+        app.hold_named(&image, &parse(version)?).await?;
+    }
     let found = oci::blob_of(&app, &headers, &method, image, digest).await?;
     found.ok_or_else(Problem::not_found)
 }

@@ -10,11 +10,12 @@ use kiln_registry::{
     Content, LONGEST_CONFIG, LONGEST_MANIFEST, Offer, Publication, Record, Reference, Registry, RegistryError,
     Selector, StoredSegment,
 };
+use percent_encoding::utf8_percent_encode;
 use reqwest::{Method, StatusCode, header};
 use tokio::sync::Mutex;
 
-use super::{PATIENCE, Remote};
-use crate::ServeError;
+use super::{PLAIN, Remote};
+use crate::{ServeError, pace::Pace};
 
 /// Segments on their way at once.
 const AT_ONCE: usize = 4;
@@ -146,7 +147,7 @@ impl Remote {
         let mut spent = 0;
         if let Some((mut blob, ranges)) = assemble(segment, frames, into) {
             for (start, end) in ranges {
-                let part = self.range(record, segment.blob.digest, start, end).await?;
+                let part = self.part(&record.artifact.image, segment.blob.digest, start, end).await?;
                 spent += end - start;
                 let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
                 blob[place(start)..place(end)].copy_from_slice(&part);
@@ -160,28 +161,13 @@ impl Remote {
         Ok(spent + self.stream_blob(record, segment.blob.digest, segment.blob.size, into).await?)
     }
 
-    async fn range(&self, record: &Record, digest: Digest, start: u64, end: u64) -> Result<Vec<u8>, ServeError> {
-        let length = usize::try_from(end - start).unwrap_or(usize::MAX);
-        let attempt = || async {
-            let request = self.blob_request(record, &digest);
-            let request = request.header(header::RANGE, format!("bytes={start}-{}", end - 1));
-            let response = self.send(request, PATIENCE).await?;
-            if response.status() != StatusCode::PARTIAL_CONTENT {
-                return Err(self.unreadable("it does not serve ranges"));
-            }
-            let part = self.body(response, length).await?;
-            if part.len() == length { Ok(part) } else { Err(self.cut()) }
-        };
-        self.again(attempt).await
-    }
-
     /// A blob of which nothing is here, in memory, verified.
     async fn whole_blob(&self, record: &Record, digest: Digest, size: u64, limit: u64) -> Result<Vec<u8>, ServeError> {
         if size > limit {
             return Err(self.unreadable("a manifest or config longer than any version has"));
         }
         let attempt = || async {
-            let response = self.send(self.blob_request(record, &digest), PATIENCE).await?;
+            let response = self.send(self.blob_request(record, &digest), self.patience).await?;
             let bytes = self.body(response, usize::try_from(size).unwrap_or(usize::MAX)).await?;
             match bytes.len() as u64 == size {
                 true if Digest::of(&bytes) == digest => Ok(bytes),
@@ -208,11 +194,12 @@ impl Remote {
             if have > 0 {
                 request = request.header(header::RANGE, format!("bytes={have}-"));
             }
-            let mut response = self.send(request, PATIENCE).await?;
+            let mut response = self.send(request, self.patience).await?;
             if have > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
                 return Err(self.unreadable("it does not serve ranges"));
             }
-            while let Some(bytes) = self.chunk(&mut response).await? {
+            let mut pace = Pace::new(self.patience);
+            while let Some(bytes) = self.chunk(&mut response, &mut pace).await? {
                 let written = incoming.write(&bytes);
                 written.map_err(|error| if error.is_refusal() { self.altered(digest) } else { error.into() })?;
             }
@@ -228,11 +215,8 @@ impl Remote {
 
     fn blob_request(&self, record: &Record, digest: &Digest) -> reqwest::RequestBuilder {
         let image = record.artifact.image.as_str();
-        self.request(Method::GET, &["images", image, "blobs", &digest.to_string()], "")
-    }
-
-    fn cut(&self) -> ServeError {
-        ServeError::Request { url: self.url(), problem: "the connection was cut".to_owned() }
+        let version = utf8_percent_encode(record.artifact.version.as_str(), PLAIN);
+        self.request(Method::GET, &["images", image, "blobs", &digest.to_string()], &format!("?version={version}"))
     }
 }
 

@@ -1,17 +1,25 @@
 //! Pushing: the server says which blobs it lacks, gets those, and then the version.
 
-use std::{collections::HashSet, io, sync::Arc};
+use std::{
+    collections::HashSet,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use kiln_core::{Digest, artifact::Artifact};
+use kiln_core::{Digest, ImageName, artifact::Artifact};
 use kiln_registry::{LONGEST_MANIFEST, Record, Registry, RegistryError, StoredBlob};
 use reqwest::{Body, Method};
 
-use super::{ENTERING, PATIENCE, Remote};
-use crate::{ServeError, wire};
+use super::{ENTERING, Remote};
+use crate::{ServeError, pace::LEAST, wire};
 
 /// Blobs on their way at once.
 const AT_ONCE: usize = 4;
@@ -20,6 +28,9 @@ const QUESTION: usize = 100_000;
 /// Larger blobs are read while they are sent.
 const SMALL: u64 = 16 << 20;
 const READ: u64 = 1 << 20;
+const SLICE: usize = 64 << 10;
+/// Of the client's patience, for a server to keep what it took: it may write it into a bucket only then.
+const CLOSING: usize = 20;
 
 /// What a push did.
 #[derive(Debug, Clone, PartialEq)]
@@ -74,6 +85,13 @@ impl Remote {
         }
     }
 
+    /// Whether whoever has this token may publish versions of `image`.
+    pub async fn may_publish(&self, image: &ImageName) -> Result<(), ServeError> {
+        let path = ["images", image.as_str(), "missing"];
+        let nothing = wire::Blobs { blobs: Vec::new() };
+        self.again(|| self.post::<wire::Missing>(&path, &nothing, self.patience)).await.map(drop)
+    }
+
     async fn send_missing(&self, record: &Record, from: &Registry, blobs: &[(Digest, u64)]) -> Result<u64, ServeError> {
         let image = record.artifact.image.as_str();
         let mut missing = Vec::new();
@@ -81,7 +99,7 @@ impl Remote {
             let blobs = part.iter().map(|(digest, size)| wire::Blob { digest: *digest, size: *size }).collect();
             let question = wire::Blobs { blobs };
             let path = ["images", image, "missing"];
-            let answer: wire::Missing = self.again(|| self.post(&path, &question, PATIENCE)).await?;
+            let answer: wire::Missing = self.again(|| self.post(&path, &question, self.patience)).await?;
             let lacks: HashSet<_> = answer.missing.into_iter().collect();
             missing.extend(part.iter().filter(|(digest, _)| lacks.contains(digest)).copied());
         }
@@ -93,26 +111,55 @@ impl Remote {
         let path = from.blob(&digest);
         let failed = |source| RegistryError::Io { operation: "read", path: path.clone(), source };
         let attempt = || async {
+            let taken = Arc::<AtomicU64>::default();
             let body = if size <= SMALL {
                 // Compared here too, so that damage is found where it is.
                 let bytes = from.small_blob(&digest, SMALL)?;
-                Body::from(bytes.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?)
+                in_memory(bytes.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?, &taken)
             } else {
-                streamed(from.open_blob(&digest)?, size)
+                streamed(from.open_blob(&digest)?, size, &taken)
             };
             let request = self.request(Method::PUT, &["images", image, "blobs", &digest.to_string()], "");
             let request = request.header("content-length", size).body(body);
-            self.send(request, ENTERING).await.map(|_| size)
+            tokio::select! {
+                sent = self.send(request, Duration::MAX) => sent.map(|_| size),
+                () = self.too_slow(&taken, size) => Err(self.silent()),
+            }
         };
         self.again(attempt).await
     }
+
+    /// Returns when a server takes less than the least pace of what it is sent, or has all of it and says nothing.
+    async fn too_slow(&self, taken: &AtomicU64, size: u64) {
+        let (mut before, mut closing) = (0, 0);
+        while closing < CLOSING {
+            self.clock.sleep(self.patience).await;
+            let now = taken.load(Ordering::Relaxed);
+            if now < size && now - before < LEAST as u64 {
+                return;
+            }
+            closing += usize::from(now == size);
+            before = now;
+        }
+    }
+}
+
+/// Bytes as a body of which it is counted how much was taken.
+fn in_memory(bytes: Vec<u8>, taken: &Arc<AtomicU64>) -> Body {
+    let (bytes, taken) = (Bytes::from(bytes), Arc::clone(taken));
+    let slices = (0..bytes.len()).step_by(SLICE).map(move |at| {
+        let slice = bytes.slice(at..bytes.len().min(at + SLICE));
+        taken.fetch_add(slice.len() as u64, Ordering::Relaxed);
+        Ok::<_, io::Error>(Frame::data(slice))
+    });
+    Body::wrap(StreamBody::new(stream::iter(slices)))
 }
 
 /// `blob` as a body that is read while it is sent.
-fn streamed(blob: StoredBlob, size: u64) -> Body {
-    let blob = Arc::new(blob);
+fn streamed(blob: StoredBlob, size: u64, taken: &Arc<AtomicU64>) -> Body {
+    let (blob, taken) = (Arc::new(blob), Arc::clone(taken));
     let reads = stream::try_unfold(0, move |at| {
-        let blob = Arc::clone(&blob);
+        let (blob, taken) = (Arc::clone(&blob), Arc::clone(&taken));
         async move {
             if at >= size {
                 return Ok(None);
@@ -121,6 +168,7 @@ fn streamed(blob: StoredBlob, size: u64) -> Body {
             let read = tokio::task::spawn_blocking(move || blob.read_exact_at(&mut bytes, at).map(|()| bytes));
             let bytes = read.await.map_err(io::Error::other)??;
             let end = at + bytes.len() as u64;
+            taken.store(end, Ordering::Relaxed);
             Ok::<_, io::Error>(Some((Frame::data(Bytes::from(bytes)), end)))
         }
     });

@@ -57,7 +57,7 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, channel: &str) -> 
             p.muted { "since " (when(found.since, now)) ", moved by " (plain(&found.by)) }
         }
         @if session.is_none() {
-            p.muted { "To move it: " code { "kiln rollback " (image) " " (channel) } @if !app.tokens.tokens.is_empty() { ", or " a href="/login" { "log in" } " with a token that may promote" } }
+            p.muted { "To move it: " code { "kiln rollback " (image) " " (channel) } @if !app.tokens.is_empty() { ", or " a href="/login" { "log in" } " with a token that may promote" } }
         }
         section {
             h2 { "History" }

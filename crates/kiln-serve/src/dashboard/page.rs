@@ -62,7 +62,7 @@ fn account(app: &App, visitor: &Visitor) -> Markup {
                 }
             } @else if let Some(name) = visitor.caller.name() {
                 span.who { (name) }
-            } @else if !app.tokens.tokens.is_empty() {
+            } @else if !app.tokens.is_empty() {
                 a.button.quiet href="/login" { "Log in" }
             }
         }

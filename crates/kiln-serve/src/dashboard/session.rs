@@ -80,11 +80,11 @@ impl Visitor {
             return Ok(Self { caller: app.tokens.caller(headers)?, session: None });
         }
         let session = app.sessions.find(headers, app.now());
-        let caller = match &session {
-            Some(session) => app.tokens.caller_with(Arc::clone(&session.token)),
-            None => app.tokens.caller(&HeaderMap::new())?,
-        };
-        Ok(Self { caller, session })
+        // A token that was taken away takes its sessions with it.
+        match session.and_then(|session| Some((app.tokens.caller_with(&session.token)?, session))) {
+            Some((caller, session)) => Ok(Self { caller, session: Some(session) }),
+            None => Ok(Self { caller: app.tokens.caller(&HeaderMap::new())?, session: None }),
+        }
     }
 
     /// Whether a form was sent from a page of ours to the one who was logged in.

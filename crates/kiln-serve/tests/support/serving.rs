@@ -36,7 +36,7 @@ pub(crate) fn tokens(public: bool) -> String {
         let digest = kiln_core::Digest::of(token.as_bytes());
         format!("[[token]]\nname = \"{name}\"\nsha256 = \"{digest}\"\nimages = [\"web\"]\nallow = [{allow}]\n")
     };
-    let all = "\"read\", \"publish\", \"promote\", \"revoke\"";
+    let all = "\"read\", \"publish\", \"promote\", \"revoke\", \"restrict\"";
     format!("public = {public}\n{}{}", entry("publisher", PUBLISHER, all), entry("reader", READER, "\"read\""))
 }
 

@@ -53,6 +53,8 @@ pub(crate) enum Allowed {
     /// Move channels, and back
     Promote,
     Revoke,
+    /// Say which channels take only proven versions
+    Restrict,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ mod audit;
 mod graph;
 mod member;
 mod place;
+mod server;
 mod skip;
 mod stage;
 mod turn;
@@ -26,7 +27,6 @@ use kiln_io::{
     ledger::{self, BuildReport, Choice, Condition},
     memory,
 };
-use kiln_registry::Registry;
 
 use self::{
     graph::{Budget, Graph},
@@ -39,7 +39,8 @@ use crate::{
     output,
     render::Broadcast,
     signals::Interruption,
-    surroundings, templates,
+    surroundings::{self, Place},
+    templates,
     verbs::{clean, doctor},
 };
 
@@ -48,7 +49,7 @@ use crate::{
 struct Session {
     arguments: Build,
     dirs: Dirs,
-    registry: Option<Registry>,
+    registry: Option<Place>,
     /// Where bases are looked up and laid down from.
     shelf: Option<Arc<Shelf>>,
     interruption: Interruption,
@@ -78,7 +79,7 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
     let plans: Vec<&Plan> = graph.nodes.iter().map(|node| &node.plan).collect();
     wish::check(&arguments, &plans)?;
     let dirs = surroundings::dirs()?;
-    let registry = if arguments.no_publish { None } else { Some(surroundings::registry(&arguments.registry)?) };
+    let registry = if arguments.no_publish { None } else { Some(surroundings::place(&arguments.registry)?) };
     if let Some(registry) = registry.as_ref().filter(|_| !arguments.allow_revoked) {
         plans.iter().try_for_each(|plan| place::check_base(registry, plan))?;
     }

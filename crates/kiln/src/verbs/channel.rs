@@ -1,9 +1,7 @@
 //! `kiln promote`, `kiln rollback` and `kiln channel`: pointers to versions, and how they moved.
 
-use std::collections::BTreeSet;
-
 use kiln_core::{ChannelName, ImageName};
-use kiln_registry::{Action, Intent, Moved, Registry, Selector};
+use kiln_registry::{Action, Intent, Moved, Selector};
 use kiln_serve::wire;
 use serde_json::json;
 
@@ -74,19 +72,25 @@ fn say(image: &ImageName, channel: &ChannelName, moved: &Moved) {
 pub(crate) fn run(arguments: &Channel) -> Outcome {
     let place = surroundings::place(&arguments.registry)?;
     match &arguments.channel {
-        Some(channel) if arguments.restrict || arguments.unrestrict => match &place {
-            Place::Here(registry) => restrict(registry, arguments, channel),
-            Place::There(_) => surroundings::registry(&arguments.registry).map(|_| Exit::Done),
-        },
+        Some(channel) if arguments.restrict || arguments.unrestrict => restrict(&place, arguments, channel),
         Some(channel) => history(&place, arguments, channel),
         None => list(&place, arguments),
     }
 }
 
-fn restrict(registry: &Registry, arguments: &Channel, channel: &ChannelName) -> Outcome {
-    let image = &arguments.image;
-    let intent = Intent { by: surroundings::who(), now: surroundings::seconds(), reason: None, allow_revoked: false };
-    let changed = registry.restrict(image, channel, arguments.restrict, &intent)?;
+fn restrict(place: &Place, arguments: &Channel, channel: &ChannelName) -> Outcome {
+    let (image, restricted, by) = (&arguments.image, arguments.restrict, surroundings::who());
+    let changed = match place {
+        Place::Here(registry) => {
+            let intent = Intent { by, now: surroundings::seconds(), reason: None, allow_revoked: false };
+            registry.restrict(image, channel, restricted, &intent)?
+        }
+        // The proof is judged there, by the keys that the server trusts.
+        Place::There(remote) => {
+            let request = wire::Restrict { restricted, reason: None, by: Some(by) };
+            surroundings::wait(remote.restrict(image, channel, &request))?.changed
+        }
+    };
     let takes = if arguments.restrict { "only proven versions" } else { "any version" };
     output::talk(&format!("{image}@{channel} takes {takes}{}", if changed { " from now on" } else { " already" }));
     Ok(Exit::Done)
@@ -105,11 +109,7 @@ fn list(place: &Place, arguments: &Channel) -> Outcome {
             arguments.image
         ));
     } else {
-        let restricted = match place {
-            Place::Here(registry) => registry.restricted(&arguments.image)?,
-            // A server refuses by itself what a channel does not take.
-            Place::There(_) => BTreeSet::default(),
-        };
+        let restricted = place.reading(&arguments.image)?.restricted(&arguments.image)?;
         let heading = ["CHANNEL", "VERSION", "SINCE", "BY", "TAKES"].map(str::to_owned).to_vec();
         let rows = channels.iter().map(|(name, channel)| {
             let since = Moment::of_seconds(channel.since).minute();

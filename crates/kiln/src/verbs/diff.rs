@@ -21,7 +21,7 @@ use crate::{
 const SHOWN: usize = 50;
 
 pub(crate) async fn run(arguments: Diff) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let registry = surroundings::reading(&arguments.registry, &arguments.image)?;
     let record = |reference: &kiln_registry::Reference| {
         registry.record(&Selector { image: arguments.image.clone(), reference: reference.clone() })
     };

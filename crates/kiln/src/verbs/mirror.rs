@@ -20,7 +20,7 @@ pub(crate) async fn run(arguments: Arguments) -> Outcome {
         Some(directory) => directory,
         None => surroundings::dirs()?.data.join("registry"),
     };
-    let registry = surroundings::bare(&directory)?;
+    let registry = surroundings::read(&directory, &arguments.image.image)?;
     let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
     let version = &record.artifact.version;
     let interruption = Interruption::listen()?;

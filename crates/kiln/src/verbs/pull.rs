@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use kiln_core::{ByteSize, artifact::Artifact, plan::VersionSpec};
-use kiln_registry::{Copied, Publication, Record, Registry, Selector};
+use kiln_registry::{Copied, Publication, Record, Reference, Registry, Selector};
 use kiln_serve::client::{Allowed, Pulled, Remote};
 
 use crate::{
@@ -49,7 +49,11 @@ pub(super) async fn pull(
     interruption: &Interruption,
 ) -> Result<Pulled, Failure> {
     let by = format!("{} from {}", surroundings::who(), remote.url());
-    let pulled = remote.pull(selector, allowed, into, &by).await;
+    let (_, record) = surroundings::judged(remote, selector, allowed.revoked, allowed.unproven)?;
+    // What was judged is pulled, wherever a channel points by then.
+    let named =
+        Selector { image: record.artifact.image.clone(), reference: Reference::Named(record.artifact.version.clone()) };
+    let pulled = remote.pull(&named, allowed, into, &by).await;
     if interruption.happened() {
         return Err(Failure::new("stopped")
             .hint("what came is kept; the same command goes on from there")

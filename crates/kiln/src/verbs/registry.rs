@@ -26,6 +26,7 @@ const CONNECTIONS: usize = 4;
 
 fn init(arguments: &RegistryInit) -> Outcome {
     let path = surroundings::registry_path(&arguments.registry)?;
+    surroundings::refuse_server(&path)?;
     let registry = match surroundings::bucket(&path)? {
         Some(address) => Registry::init_in_bucket(&S3::connections(&address, CONNECTIONS)?)?,
         None => Registry::init(&path)?,
@@ -35,6 +36,9 @@ fn init(arguments: &RegistryInit) -> Outcome {
 }
 
 async fn verify(arguments: RegistryVerify) -> Outcome {
+    let there = "run it on the server's machine; `kiln verify NAME --registry URL` proves one version from here";
+    surroundings::refuse_server(&surroundings::registry_path(&arguments.registry)?)
+        .map_err(|failure| failure.hint(there))?;
     let registry = surroundings::registry(&arguments.registry)?;
     let interruption = Interruption::listen()?;
     let cancel = interruption.token().clone();

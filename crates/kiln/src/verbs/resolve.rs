@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 
-use kiln_registry::Ami;
-use kiln_serve::facts;
+use kiln_serve::{ami_facts, facts};
 
 use crate::{
     arguments::{Resolve, ResolveFormat},
@@ -13,40 +12,25 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &Resolve) -> Outcome {
-    let facts = match surroundings::place(&arguments.registry)? {
+    let (registry, record, root) = match surroundings::place(&arguments.registry)? {
         Place::Here(registry) => {
             surroundings::refuse_old_state(&registry, &arguments.image.image, arguments.allow_unproven)?;
             let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
-            surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
             let root = std::path::absolute(registry.root()).unwrap_or_default().display().to_string();
-            let mut facts = named(facts(&arguments.image, &record, &root));
-            facts.extend(amis(&registry.amis(&record.artifact.image, &record.artifact.version)?));
-            facts
+            (registry, record, root)
         }
         Place::There(remote) => {
-            let record = surroundings::wait(remote.usable(&arguments.image, arguments.allow_revoked))?;
-            named(facts(&arguments.image, &record, &remote.url()))
+            let (image, allow_unproven) = (&arguments.image, arguments.allow_unproven);
+            let (registry, record) = surroundings::judged(&remote, image, arguments.allow_revoked, allow_unproven)?;
+            (registry, record, remote.url())
         }
     };
+    surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
+    let mut facts: Vec<_> =
+        facts(&arguments.image, &record, &root).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    facts.extend(ami_facts(&registry.amis(&record.artifact.image, &record.artifact.version)?));
     output::data(&render(&facts, arguments.format)?)?;
     Ok(Exit::Done)
-}
-
-fn named(facts: Vec<(&str, String)>) -> Vec<(String, String)> {
-    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
-}
-
-/// `ami_eu_west_1` for each region; where several accounts have one, with the account before the region.
-fn amis(amis: &[Ami]) -> Vec<(String, String)> {
-    let name = |ami: &Ami| {
-        let region = ami.region.replace('-', "_");
-        if amis.iter().filter(|other| other.region == ami.region).count() > 1 {
-            format!("ami_{}_{region}", ami.account)
-        } else {
-            format!("ami_{region}")
-        }
-    };
-    amis.iter().map(|ami| (name(ami), ami.ami.clone())).collect()
 }
 
 fn render(facts: &[(String, String)], format: ResolveFormat) -> Result<String, Failure> {

@@ -53,8 +53,11 @@ pub(crate) fn run(arguments: Revoke) -> Outcome {
 }
 
 pub(crate) fn outdated(arguments: &Outdated) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
-    let outdated = registry.outdated(arguments.channel.as_ref(), surroundings::seconds())?;
+    let (channel, now) = (arguments.channel.as_ref(), surroundings::seconds());
+    let outdated = match surroundings::place(&arguments.registry)? {
+        Place::Here(registry) => registry.outdated(channel, now)?,
+        Place::There(remote) => surroundings::wait(remote.outdated(channel))?.outdated,
+    };
     if arguments.json {
         output::json(&outdated)?;
     } else if outdated.is_empty() {

@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(crate) fn run(arguments: &Sbom) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let registry = surroundings::reading(&arguments.registry, &arguments.image.image)?;
     let record = registry.record(&arguments.image)?;
     // What was recorded when it was published; a version from before kiln did so is read now.
     let bom = match registry.statement(&record, SBOM)? {

@@ -31,7 +31,8 @@ pub(crate) async fn run(arguments: Serve) -> Outcome {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let options = Options {
         listen: arguments.listen,
-        registry: surroundings::bare(&directory)?,
+        // With this user's keys: what a channel moves to is signed, and what a restricted one takes is proven.
+        registry: surroundings::open(&directory)?,
         tokens: arguments.tokens,
         tls,
         builds: arguments.builds,
@@ -71,6 +72,7 @@ pub(crate) fn token(arguments: Token) -> Outcome {
         Allowed::Publish => Scope::Publish,
         Allowed::Promote => Scope::Promote,
         Allowed::Revoke => Scope::Revoke,
+        Allowed::Restrict => Scope::Restrict,
     });
     let (text, sha256) = kiln_serve::new_token();
     let token = kiln_serve::Token { name: arguments.name, sha256, images: arguments.images, allow: allow.collect() };

@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(crate) async fn run(arguments: Verify) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let registry = surroundings::reading(&arguments.registry, &arguments.image.image)?;
     let record = registry.record(&arguments.image)?;
     let name = Parent { image: record.artifact.image.clone(), version: record.artifact.version.clone() };
     registry.refuse_revoked(&name, surroundings::seconds())?;

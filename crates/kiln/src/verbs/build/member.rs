@@ -50,6 +50,7 @@ impl Session {
         if let Some(artifact) = self.nothing_to_do(&node).await? {
             return Ok(Member::UpToDate(Box::new(artifact)));
         }
+        self.may_publish(&node.plan).await?;
         // Whoever will not take another's result need not wait for it.
         // Held to the end: whoever wants the same waits for what comes out of it.
         let turn = if self.takes_results(&node.plan) {

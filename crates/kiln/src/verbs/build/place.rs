@@ -19,8 +19,13 @@ use kiln_registry::{Publication, Published, Record, Reference, Registry, Selecto
 
 use tokio_util::sync::CancellationToken;
 
-use super::Session;
-use crate::{calendar::Moment, failure::Failure, render::Broadcast, surroundings};
+use super::{Session, server::FromServer};
+use crate::{
+    calendar::Moment,
+    failure::Failure,
+    render::Broadcast,
+    surroundings::{self, Place},
+};
 
 /// The record beside the files of an image that was put into a directory.
 const RECORD: &str = "artifact.json";
@@ -49,13 +54,7 @@ impl Session {
             let published = self.publish(registry, plan, &artifact, directory, events).await?;
             artifact = published.artifact.clone();
             in_registry = true;
-            let (root, new) = (registry.root().display(), ByteSize(published.new_bytes).approximate());
-            said.push(format!("{} {} is in {root}, {new} of it new", artifact.image, artifact.version));
-            said.push(match registry.signer() {
-                Some(key) => format!("signed with the key {}", key.public().id().short()),
-                None => "not signed: there is no key; `kiln key init` makes one".to_owned(),
-            });
-            said.push(format!("  kiln export {}@{} --to {0}.qcow2", artifact.image, artifact.version));
+            said.extend(told(registry, &published)?);
         }
         if let Some(output) = &self.arguments.output {
             let to = copy(&artifact, directory, output)?;
@@ -69,14 +68,14 @@ impl Session {
 
     async fn publish(
         &self,
-        registry: &kiln_registry::Registry,
+        registry: &Place,
         plan: &Plan,
         artifact: &Artifact,
         directory: &Path,
         events: &Arc<Broadcast>,
     ) -> Result<Published, Failure> {
         let began = events.elapsed();
-        let detail = registry.root().display().to_string();
+        let detail = registry.name();
         events.emit(Event::PhaseStarted { phase: Phase::Publish, detail: detail.clone() });
         let now = surroundings::now();
         let publication = Publication {
@@ -86,13 +85,17 @@ impl Session {
             by: surroundings::who(),
             allow_revoked: self.arguments.allow_revoked,
         };
-        let work = {
-            let (registry, artifact, directory) = (registry.clone(), artifact.clone(), directory.to_owned());
-            let progress =
-                Publishing { events: events.clone(), total: artifact.files.iter().map(|file| file.bytes).sum() };
-            move || registry.publish(&artifact, &directory, &publication, &progress)
+        let total = artifact.files.iter().map(|file| file.bytes).sum();
+        let sealed = Sealed {
+            artifact: artifact.clone(),
+            directory: directory.to_owned(),
+            publication,
+            progress: Arc::new(Publishing { events: events.clone(), total }),
         };
-        let published = tokio::task::spawn_blocking(work).await.map_err(|_| Failure::new("publishing was ended"))??;
+        let published = match registry {
+            Place::Here(registry) => sealed.publish(registry).await?,
+            Place::There(remote) => self.publish_there(remote, sealed).await?,
+        };
         let took = events.elapsed().saturating_sub(began);
         events.emit(Event::PhaseFinished {
             phase: Phase::Publish,
@@ -103,19 +106,61 @@ impl Session {
             image: published.artifact.image.clone(),
             version: published.artifact.version.clone(),
             disk: published.artifact.disk.digest,
-            registry: registry.root().display().to_string(),
+            registry: registry.name(),
             already: published.already,
         });
         Ok(published)
     }
 }
 
+/// A sealed image, and how it is to be published.
+#[derive(Clone)]
+pub(super) struct Sealed {
+    pub(super) artifact: Artifact,
+    /// Where its files are.
+    pub(super) directory: PathBuf,
+    pub(super) publication: Publication,
+    progress: Arc<Publishing>,
+}
+
+impl Sealed {
+    pub(super) async fn publish(&self, registry: &Registry) -> Result<Published, Failure> {
+        let (sealed, registry) = (self.clone(), registry.clone());
+        let Self { artifact, directory, publication, progress } = sealed;
+        let work = move || registry.publish(&artifact, &directory, &publication, &*progress);
+        Ok(tokio::task::spawn_blocking(work).await.map_err(|_| Failure::new("publishing was ended"))??)
+    }
+}
+
+/// What there is to say about a published version.
+fn told(place: &Place, published: &Published) -> Result<Vec<String>, Failure> {
+    let (artifact, new) = (&published.artifact, ByteSize(published.new_bytes).approximate());
+    let name = format!("{} {}", artifact.image, artifact.version);
+    let (is, signer, from) = match place {
+        Place::Here(registry) => {
+            let signer = registry.signer().map(|key| key.public().id());
+            (format!("{name} is in {}, {new} of it new", place.name()), signer, String::new())
+        }
+        Place::There(remote) => {
+            let signer = surroundings::keys()?.signer()?.map(|key| key.public().id());
+            let from = format!(" --registry {}", remote.url());
+            (format!("{name} is on {}, {new} were sent", place.name()), signer, from)
+        }
+    };
+    let signed = signer.map_or_else(
+        || "not signed: there is no key; `kiln key init` makes one".to_owned(),
+        |key| format!("signed with the key {}", key.short()),
+    );
+    let export = format!("  kiln export {}@{}{from} --to {0}.qcow2", artifact.image, artifact.version);
+    Ok(vec![is, signed, export])
+}
+
 /// A version of the registry, and how its raw disk is had.
 #[derive(Debug)]
-struct FromRegistry {
-    registry: Registry,
-    record: Record,
-    cancel: CancellationToken,
+pub(super) struct FromRegistry {
+    pub(super) registry: Registry,
+    pub(super) record: Record,
+    pub(super) cancel: CancellationToken,
 }
 
 #[async_trait]
@@ -134,12 +179,16 @@ impl PublishedDisk for FromRegistry {
 impl Session {
     /// The newest version of the image that may be used, on whose disk the next one is placed.
     pub(super) fn previous(&self, plan: &Plan, cancel: &CancellationToken) -> Option<Previous> {
-        let registry = self.registry.as_ref().filter(|_| plan.publish.registry)?;
+        let place = self.registry.as_ref().filter(|_| plan.publish.registry)?;
         let newest = Selector { image: plan.image.clone(), reference: Reference::Newest };
+        let registry = place.reading(&plan.image).ok()?;
         let record = registry.usable(&newest, surroundings::seconds(), false).ok()?;
-        let artifact = record.artifact.clone();
-        let disk = FromRegistry { registry: registry.clone(), record, cancel: cancel.clone() };
-        Some(Previous { artifact, disk: Arc::new(disk) })
+        let (artifact, cancel) = (record.artifact.clone(), cancel.clone());
+        let disk: Arc<dyn PublishedDisk> = match place {
+            Place::Here(_) => Arc::new(FromRegistry { registry, record, cancel }),
+            Place::There(remote) => Arc::new(FromServer { remote: remote.clone(), record, cancel }),
+        };
+        Some(Previous { artifact, disk })
     }
 
     /// Says that a published version stands for what was baked.
@@ -149,14 +198,14 @@ impl Session {
         version: &Version,
         events: &Arc<Broadcast>,
     ) -> Result<Option<Placed>, Failure> {
-        let Some(registry) = &self.registry else { return Ok(None) };
+        let Some(place) = &self.registry else { return Ok(None) };
         let selector = Selector { image: plan.image.clone(), reference: Reference::Named(version.clone()) };
-        let artifact = registry.artifact(&selector)?;
+        let artifact = place.reading(&plan.image)?.artifact(&selector)?;
         events.emit(Event::Published {
             image: artifact.image.clone(),
             version: artifact.version.clone(),
             disk: artifact.disk.digest,
-            registry: registry.root().display().to_string(),
+            registry: place.name(),
             already: true,
         });
         Ok(Some(Placed { said: Vec::new(), published: Some(artifact) }))
@@ -175,8 +224,9 @@ impl Progress for Publishing {
 }
 
 /// Refuses a base that is a revoked version of the registry, before anything slow begins.
-pub(super) fn check_base(registry: &kiln_registry::Registry, plan: &Plan) -> Result<(), Failure> {
+pub(super) fn check_base(place: &Place, plan: &Plan) -> Result<(), Failure> {
     let Base::Qcow2(base) = &plan.base else { return Ok(()) };
+    let registry = place.reading(&plan.image)?;
     let (Qcow2Source::File { digest, .. } | Qcow2Source::Url { digest, .. }) = &base.source;
     if let Some(version) = registry.with_qcow2(digest)? {
         registry.refuse_revoked(&version, surroundings::seconds())?;

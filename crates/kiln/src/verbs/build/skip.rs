@@ -56,7 +56,7 @@ impl Session {
         let found = self.outlook(node).await?;
         let known = Known::read(&self.dirs, &found.inputs(&node.plan))?;
         let selector = Selector { image: known.image.clone(), reference: Reference::Named(known.version.clone()) };
-        let registry = self.registry.as_ref()?;
+        let registry = self.registry.as_ref()?.reading(&known.image).ok()?;
         let artifact = registry.artifact(&selector).ok()?;
         // What was revoked stands for nothing.
         let version = Parent { image: known.image.clone(), version: known.version.clone() };

@@ -14,7 +14,7 @@ use crate::{
 };
 
 pub(super) async fn point(arguments: ReleasePoint) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let registry = surroundings::reading(&arguments.registry, &arguments.image.image)?;
     let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
     let interruption = Interruption::listen()?;
     let account = Account::open(access(interruption.token()), &arguments.regions[0]).await?;
@@ -36,7 +36,7 @@ pub(super) async fn point(arguments: ReleasePoint) -> Outcome {
 }
 
 pub(super) async fn start(arguments: ReleaseStart) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let registry = surroundings::reading(&arguments.registry, &arguments.image.image)?;
     let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
     let interruption = Interruption::listen()?;
     let (account, region) = open(&interruption, &arguments.group).await?;
