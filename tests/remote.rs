@@ -152,7 +152,7 @@ fn changes(scene: &Scene) {
     assert!(history.stdout.contains("restrict") && history.stdout.contains("ada (forge)"), "{history:?}");
     scene.does(&["revoke", "web", "1.0.0", "--reason", "CVE"]).succeeds();
     let inherited = scene.asks(&["resolve", "app"]).ends_with(1);
-    assert!(inherited.stderr.contains("revoked: CVE"), "{inherited:?}");
+    assert!(inherited.stderr.contains("is revoked, baked on web@1.0.0: CVE"), "{inherited:?}");
     scene.asks(&["verify", "app"]).ends_with(1);
     scene.does(&["revoke", "web", "1.0.0", "--lift"]).succeeds();
     scene.does(&["channel", "web", "stable", "--unrestrict"]).succeeds();
