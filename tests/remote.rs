@@ -35,18 +35,15 @@ impl Scene {
     fn new(name: &str, allow: &str) -> Self {
         let home = |who: &str| Home::apart(&format!("{name}-{who}"));
         let (forge, server, consumer) = (home("forge"), home("server"), home("consumer"));
-        for who in [&forge, &server] {
-            who.kiln(&["key", "init", "--name", "somebody"]).succeeds();
-            let key = consumer.path("key.pub");
+        let key = consumer.path("key.pub").display().to_string();
+        let states_only = ["--builder", "urn:kiln:server"];
+        for (who, name, builder) in [(&forge, "forge", &[][..]), (&server, "server", &states_only)] {
+            who.kiln(&["key", "init", "--name", name]).succeeds();
             fs::write(&key, who.kiln(&["key", "export"]).succeeds().stdout).unwrap();
-            let mut trust = vec!["key", "trust", key.to_str().unwrap()];
-            if std::ptr::eq(who, &raw const server) {
-                trust.extend(["--name", "server", "--builder", "urn:kiln:server"]);
-            } else {
-                server.kiln(&trust).succeeds();
-                trust.extend(["--name", "forge"]);
+            consumer.kiln(&[&["key", "trust", &key, "--name", name], builder].concat()).succeeds();
+            if name == "forge" {
+                server.kiln(&["key", "trust", &key, "--name", name]).succeeds();
             }
-            consumer.kiln(&trust).succeeds();
         }
         bake(&forge);
         let tokens = server.path("tokens.toml").display().to_string();

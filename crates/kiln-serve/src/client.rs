@@ -1,5 +1,6 @@
 //! The client of a server: what the verbs do against `--registry URL`.
 
+mod change;
 mod pull;
 mod push;
 mod read;
@@ -162,43 +163,6 @@ impl Remote {
     /// The moves of a channel, newest first.
     pub async fn history(&self, image: &ImageName, channel: &ChannelName) -> Result<wire::Log, ServeError> {
         self.fetch(&["images", image.as_str(), "channels", channel.as_str()], "").await
-    }
-
-    pub async fn promote(
-        &self,
-        image: &ImageName,
-        channel: &ChannelName,
-        request: &wire::Promote,
-    ) -> Result<wire::Moved, ServeError> {
-        self.post(&["images", image.as_str(), "channels", channel.as_str(), "promote"], request, self.patience).await
-    }
-
-    pub async fn rollback(
-        &self,
-        image: &ImageName,
-        channel: &ChannelName,
-        request: &wire::Rollback,
-    ) -> Result<wire::Moved, ServeError> {
-        self.post(&["images", image.as_str(), "channels", channel.as_str(), "rollback"], request, self.patience).await
-    }
-
-    /// From now on a channel takes only proven versions, or any again; whether that changed anything.
-    pub async fn restrict(
-        &self,
-        image: &ImageName,
-        channel: &ChannelName,
-        request: &wire::Restrict,
-    ) -> Result<wire::Changed, ServeError> {
-        self.post(&["images", image.as_str(), "channels", channel.as_str(), "restrict"], request, self.patience).await
-    }
-
-    pub async fn revoke(
-        &self,
-        image: &ImageName,
-        version: &Version,
-        request: &wire::Revoke,
-    ) -> Result<wire::Inherited, ServeError> {
-        self.post(&["images", image.as_str(), "versions", version.as_str(), "revoke"], request, self.patience).await
     }
 
     /// An idempotent GET: made again while the server cannot be reached or is busy.

@@ -34,9 +34,11 @@ impl Seen {
     /// Where it stands what was seen of `image`.
     fn path(&self, registry: &Registry, image: &ImageName) -> PathBuf {
         // A bucket or a server is the same one wherever it is asked from.
-        let place = match registry.root().to_str().is_some_and(|text| text.contains("://")) {
-            true => registry.root().to_owned(),
-            false => std::path::absolute(registry.root()).unwrap_or_else(|_| registry.root().to_owned()),
+        let root = registry.root();
+        let place = if root.to_str().is_some_and(|text| text.contains("://")) {
+            root.to_owned()
+        } else {
+            std::path::absolute(root).unwrap_or_else(|_| root.to_owned())
         };
         let name = Digest::of(place.as_os_str().as_encoded_bytes()).hex();
         self.directory.join(format!("{}-{image}.json", &name[..16]))
