@@ -80,7 +80,7 @@ pub(crate) fn token(arguments: Token) -> Outcome {
     append(&path, &format!("[[token]]\n{entry}\n"))
         .map_err(|error| Failure::new(format!("cannot write `{}`", path.display())).because(error.to_string()))?;
     output::talk(&format!(
-        "`{}` knows `{}` now; this is its token, shown once; servers read the file when they start",
+        "`{}` knows `{}` now; this is its token, shown once; a server that runs reads the file again",
         path.display(),
         visible(&token.name)
     ));
