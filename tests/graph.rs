@@ -2,9 +2,11 @@
 
 use std::{fs, path::PathBuf};
 
+use kiln_registry::Registry;
 use kiln_tests::{
     home::{Home, Ran},
     running::{Build, alone, gone, nothing_but_logs},
+    served::Served,
 };
 use serde_json::Value;
 
@@ -109,6 +111,7 @@ fn a_base_and_three_children_are_built_in_one_run() {
     assert_eq!(sorted(images(&said, "build-skipped")), ["ant", "bee", "cat", "root"]);
     gone(&family.home, "a graph");
 
+    published_on_a_server(&family);
     killed_while_its_base_is_laid_down(&family);
     one_interrupt_stops_all(&family);
     a_failed_base_leaves_its_children_out(&family);
@@ -117,6 +120,41 @@ fn a_base_and_three_children_are_built_in_one_run() {
 
 fn digest(record: &Value) -> String {
     record["disk"]["digest"].as_str().expect("a digest").trim_start_matches("sha256:").to_owned()
+}
+
+/// Base and child live on a server: the child is baked here, and only what the server lacks is sent; then there is nothing to do.
+fn published_on_a_server(family: &Family) {
+    let server = Home::apart("graph-server");
+    let tokens = server.path("tokens.toml").display().to_string();
+    let token = server.kiln(&["token", "forge", "--tokens", &tokens, "--allow", "publish,promote"]).succeeds();
+    let served = Served::new(&server, &["--listen", "127.0.0.1:0", "--tokens", &tokens]);
+    let with_token = |arguments: &[&str]| {
+        let all = [arguments, &["--registry", &served.url]].concat();
+        let mut command = family.home.command(&all);
+        Ran::new(&all, &command.env("KILN_TOKEN", token.stdout.trim()).output().expect("run kiln"))
+    };
+    let ant = family.home.path("templates/ant").display().to_string();
+    let unknown = with_token(&["plan", &ant]).ends_with(2);
+    assert!(unknown.stderr.contains("there is no image `root`"), "{unknown:?}");
+    with_token(&["push", "root"]).succeeds();
+    let root = family.record("root")["version"].as_str().expect("a version").to_owned();
+    with_token(&["promote", "root", &root, "--to", "stable"]).succeeds();
+    let build = ["build", &ant, "--json", "--no-boot-test"];
+    let refused = family.home.kiln(&[&build[..], &["--registry", &served.url]].concat()).ends_with(1);
+    assert!(refused.stderr.contains("KILN_TOKEN") && !refused.stdout.contains("phase-started"), "{refused:?}");
+
+    let ran = with_token(&build).succeeds();
+    assert_eq!(images(&events(&ran), "published"), ["ant"], "{ran:?}");
+    assert!(ran.stderr.contains(&format!("is on {}", served.url)) && ran.stderr.contains("were sent"), "{ran:?}");
+    let shown = with_token(&["show", "ant", "--json"]).succeeds();
+    let record: Value = serde_json::from_str(&shown.stdout).expect("kiln show prints JSON");
+    assert_eq!(record["base"]["parent"]["version"], root.as_str(), "{record}");
+    assert_eq!(images(&events(&with_token(&build).succeeds()), "build-skipped"), ["ant"]);
+    nothing_but_logs(&family.home, "a build for a server");
+    // The server knows what the child stands on.
+    let on = Registry::open(&server.path("data/registry"))
+        .and_then(|registry| registry.record(&"ant".parse().expect("a selector")));
+    assert_eq!(on.expect("it is there").parent.map(|parent| parent.to_string()), Some(format!("root@{root}")));
 }
 
 /// What was laid down by then goes with `kiln clean`, and the next build lays it down again.
