@@ -58,12 +58,14 @@ pub(crate) struct Caller {
     pub(crate) watch: Arc<dyn Watch>,
 }
 
-/// Whether what a request names was made a moment ago.
+/// Whether what a request names changed a moment ago, so that AWS may not know it yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Age {
     /// Not to know it yet is no answer.
     New,
     Old,
+    /// What uses it was deleted a moment ago: to be in use still is no answer.
+    Freed,
 }
 
 /// What an error means for the next step.
@@ -73,6 +75,7 @@ enum Trouble {
     /// The request may or may not have been carried out.
     Lost,
     Missing,
+    InUse,
     Expired,
     Final,
 }
@@ -114,14 +117,18 @@ impl Caller {
                         Attempt::Again(error)
                     }
                     Trouble::Lost => Attempt::Again(error),
-                    Trouble::Missing if age == Age::New && self.clock.monotonic() - began < self.patience.visible => {
-                        Attempt::Again(error)
-                    }
+                    Trouble::Missing if age == Age::New && !self.is_late(began) => Attempt::Again(error),
+                    Trouble::InUse if age == Age::Freed && !self.is_late(began) => Attempt::Again(error),
                     _ => Attempt::Stop(error),
                 }
             }
         };
         settle(poll_until(self.clock.as_ref(), self.patience.retry, &self.cancel, attempt).await)
+    }
+
+    /// Whether what changed when a call began must be known by now.
+    fn is_late(&self, began: Duration) -> bool {
+        self.clock.monotonic().saturating_sub(began) >= self.patience.visible
     }
 
     /// Asks `look` until it is done. It fails when what `look` says of the progress stays the same for too long.
@@ -217,8 +224,10 @@ fn of_code(code: &str, status: u16) -> Trouble {
         | "RequestThrottled"
         | "RequestThrottledException"
         | "ConcurrentLimitExceededException"
+        | "PendingSnapshotLimitExceeded"
         | "SnapshotCreationPerVolumeRateExceeded"
         | "TooManyRequestsException" => Trouble::Throttled,
+        "DependencyViolation" | "InvalidSnapshot.InUse" => Trouble::InUse,
         code if is_missing(code) => Trouble::Missing,
         _ if status == 429 => Trouble::Throttled,
         _ if status >= 500 => Trouble::Lost,
@@ -254,6 +263,9 @@ mod tests {
             ("ValidationException", 400, Trouble::Final),
             ("UnauthorizedOperation", 403, Trouble::Final),
             ("SnapshotLimitExceeded", 400, Trouble::Final),
+            ("PendingSnapshotLimitExceeded", 400, Trouble::Throttled),
+            ("InvalidSnapshot.InUse", 400, Trouble::InUse),
+            ("DependencyViolation", 400, Trouble::InUse),
         ];
         for (code, status, expected) in cases {
             assert_eq!(of_code(code, status), expected, "{code}");

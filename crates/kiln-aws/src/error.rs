@@ -37,8 +37,8 @@ pub enum AwsError {
     Disk(#[source] io::Error),
     #[error("cannot keep the record of what was uploaded")]
     Journal(#[source] io::Error),
-    #[error("the group `{group}` in {region} is not there, or has no launch template of its own")]
-    NoTemplate { group: String, region: String },
+    #[error("the group `{group}` in {region} {why}")]
+    NoTemplate { group: String, region: String, why: &'static str },
     #[error("the launch template of the group `{group}` in {region} does not say what it replaced")]
     NothingBefore { group: String, region: String },
     #[error("stopped")]
@@ -52,30 +52,36 @@ pub enum AwsError {
 impl AwsError {
     /// The next thing to try.
     pub fn hint(&self) -> Option<String> {
-        let again = "the same command goes on from there, `kiln clean` releases what was begun";
         match self {
-            Self::Expired { .. } => Some(format!("log in again; {again}")),
+            Self::Expired { .. } => Some("log in again".to_owned()),
             Self::NoCredentials { .. } => {
                 Some("`aws configure`, `aws sso login`, or `AWS_ACCESS_KEY_ID` and its kin; docs/aws.md says which rights are needed".to_owned())
             }
             Self::Refused { code, .. } if code.contains("Unauthorized") || code.contains("AccessDenied") => {
-                Some(format!("docs/aws.md has the policy that is needed; {again}"))
+                Some("docs/aws.md has the policy that is needed".to_owned())
             }
             Self::Refused { code, .. } if code.contains("LimitExceeded") || code.contains("Quota") => {
-                Some(format!("a quota of the account is used up: raise it or delete what is not needed; {again}"))
+                Some("a quota of the account is used up: raise it, or delete what is not needed".to_owned())
             }
-            Self::Unreachable { .. } | Self::Stalled { .. } | Self::Stopped => Some(again.to_owned()),
+            Self::Unreachable { .. } | Self::Stalled { .. } | Self::Stopped => {
+                Some("the same command goes on from there".to_owned())
+            }
             Self::NameTaken { .. } => Some("give the image another version, or deregister that AMI".to_owned()),
             Self::Differs { .. } | Self::Snapshot { .. } => {
                 Some("`kiln clean` removes it; then the same command makes another".to_owned())
             }
+            Self::Image { state, .. } if state == "disabled" => {
+                Some("it was withdrawn: `aws ec2 enable-image` brings it back".to_owned())
+            }
+            Self::Image { .. } => Some("`kiln clean` removes it; then the same command makes another".to_owned()),
             Self::NotBootable { .. } => Some("only a disk that boots by itself can become an AMI".to_owned()),
             Self::OtherAccount { .. } => Some("choose the other account with `AWS_PROFILE`".to_owned()),
-            Self::NoTemplate { .. } => Some("a group with a launch configuration or mixed instances cannot be released to".to_owned()),
+            Self::NoTemplate { .. } => {
+                Some("a release needs a group with one launch template, alone or in a mixed instances policy".to_owned())
+            }
             Self::NothingBefore { .. } => Some("release the version that is meant with `kiln release start`".to_owned()),
             Self::Registry(error) => error.hint(),
             Self::Refused { .. }
-            | Self::Image { .. }
             | Self::Incomplete { .. }
             | Self::Disk(_)
             | Self::Journal(_)

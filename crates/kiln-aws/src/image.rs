@@ -31,8 +31,8 @@ pub(crate) struct Found {
 
 impl Region {
     /// The AMI of this version that is in the region already, whoever registered it. One of the same name with another disk is
-    /// refused.
-    pub(crate) async fn find_image(&self, record: &Record) -> Result<Option<Found>, AwsError> {
+    /// refused; one of `intent` that failed is deregistered and does not count.
+    pub(crate) async fn find_image(&self, record: &Record, intent: &str) -> Result<Option<Found>, AwsError> {
         let name = name(record);
         let images = self.images(Filter::builder().name("name").values(&name).build()).await?;
         let Some(image) = images.into_iter().next() else { return Ok(None) };
@@ -41,7 +41,12 @@ impl Region {
         if tag(image.tags(), DISK) == Some(disk.to_string().as_str())
             && let Some(found) = found
         {
-            return Ok(Some(found));
+            let failed = matches!(image.state, Some(ImageState::Failed | ImageState::Error | ImageState::Invalid));
+            if !failed || found.intent.as_deref() != Some(intent) {
+                return Ok(Some(found));
+            }
+            self.deregister(&found.ami).await?;
+            return Ok(None);
         }
         let ami = image.image_id.unwrap_or_default();
         Err(AwsError::NameTaken { name, ami, region: self.name.clone(), disk })
@@ -69,14 +74,24 @@ impl Region {
         }
     }
 
-    /// Whether `ami` is there and can be used.
-    pub(crate) async fn is_available(&self, ami: &str) -> Result<bool, AwsError> {
-        let look = || self.ec2.describe_images().image_ids(ami).include_deprecated(true).send();
-        match self.caller.call("DescribeImages", Age::Old, look).await {
-            Ok(found) => Ok(found.images().iter().any(|image| image.state == Some(ImageState::Available))),
-            Err(error) if error.is_missing() => Ok(false),
-            Err(error) => Err(error),
-        }
+    /// The state of an AMI that was there before; `None`: somebody deregistered it.
+    pub(crate) async fn state(&self, ami: &str) -> Result<Option<ImageState>, AwsError> {
+        let image = self.image(ami).await?;
+        Ok(image.and_then(|image| image.state))
+    }
+
+    /// An AMI of ours, in whatever state but deregistered.
+    pub(crate) async fn image(&self, ami: &str) -> Result<Option<Image>, AwsError> {
+        let look = || {
+            let request = self.ec2.describe_images().image_ids(ami).owners("self");
+            request.include_deprecated(true).include_disabled(true).send()
+        };
+        let found = match self.caller.call("DescribeImages", Age::Old, look).await {
+            Ok(found) => found.images.unwrap_or_default().into_iter().next(),
+            Err(error) if error.is_missing() => None,
+            Err(error) => return Err(error),
+        };
+        Ok(found.filter(|image| image.state != Some(ImageState::Deregistered)))
     }
 
     /// Registers `snapshot`. When somebody else was faster, what that one registered.
@@ -109,7 +124,7 @@ impl Region {
             Err(error) if error.is_duplicate() => {
                 self.caller
                     .wait("the AMI", || async {
-                        let found = self.find_image(record).await?;
+                        let found = self.find_image(record, tags.get(TAG).map_or("", String::as_str)).await?;
                         Ok(found.map_or_else(|| Look::Under("not to be seen".to_owned()), Look::Done))
                     })
                     .await

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use aws_sdk_ec2::types::BootModeValues;
+use aws_sdk_ec2::types::{BootModeValues, ImageState};
 use futures_util::future::join_all;
 use kiln_core::{ImageName, Version, artifact::Artifact};
 use kiln_disk::hygiene::firmware;
 use kiln_io::{dirs::Dirs, ledger::Ledger};
 use kiln_registry::{Ami, Record, Reference, Registry, Selector, StoredDisk};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Account, Region, Sharing,
@@ -37,7 +37,7 @@ pub struct Publisher<'a> {
 }
 
 /// A region to publish to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     pub region: String,
     /// ARN of the key that encrypts the snapshot; `None`: as the account has it by default.
@@ -54,6 +54,23 @@ pub struct Published {
     pub already: bool,
     /// Blocks of 512 KiB that were sent.
     pub blocks: usize,
+}
+
+/// The AMIs of a version in a region, as the catalog has them.
+#[derive(Debug, Default)]
+struct Known {
+    here: Option<Ami>,
+    /// Somebody deregistered them.
+    gone: Vec<Ami>,
+}
+
+/// What an AMI is made of.
+#[derive(Debug)]
+struct Source<'a> {
+    record: &'a Record,
+    disk: Arc<StoredDisk>,
+    boot_mode: BootModeValues,
+    gone: &'a [Ami],
 }
 
 /// What became of one region.
@@ -100,32 +117,35 @@ impl Publisher<'_> {
     }
 
     async fn into_region(&self, region: &Region, record: &Record, place: &Place, sharing: &Sharing) -> Outcome {
-        if let Some(known) = self.known(region, record)? {
-            if region.is_available(&known.ami).await? {
-                region.share(&known.ami, sharing).await?;
-                let Ami { account, ami, snapshot, .. } = known;
-                return Ok(Published { account, ami, snapshot, already: true, blocks: 0 });
-            }
-            // Somebody deregistered it; the version is the same, so it is made again.
-            self.registry.forget_ami(&known)?;
+        let Known { here, gone } = self.known(region, record).await?;
+        if let Some(here) = here {
+            self.forget(&gone)?;
+            return self.again(region, here, sharing).await;
         }
         let (disk, boot_mode) = self.bootable(record)?;
         let catalog = std::path::absolute(self.registry.root()).map_err(AwsError::Journal)?;
         let intent = Intent::declare(self.dirs, self.ledger, region, &subject(record), catalog)?;
-        let (found, blocks) = match region.find_image(record).await? {
+        let (found, blocks) = match region.find_image(record, &intent.id).await? {
             Some(found) => (found, None),
             None => {
-                let (found, blocks) = self.make(region, record, place, &intent, &disk, &boot_mode).await?;
+                let source = Source { record, disk, boot_mode, gone: &gone };
+                let (found, blocks) = self.make(region, place, &intent, &source).await?;
                 (found, Some(blocks))
             }
         };
         region.available(&found.ami).await?;
+        if let Some(here) = gone.iter().find(|known| known.ami == found.ami) {
+            // It was there all the time, and only not to be seen.
+            intent.fulfilled()?;
+            return self.again(region, here.clone(), sharing).await;
+        }
         if found.intent.as_ref() != Some(&intent.id) {
             let adopted = BTreeMap::from([(TAG.to_owned(), ADOPTED.to_owned())]);
             region.mark(&[&found.ami, &found.snapshot], &adopted).await?;
         }
         region.share(&found.ami, sharing).await?;
         self.enter(region, record, &found, &intent)?;
+        self.forget(&gone)?;
         // A lost answer, or another kiln that was faster, may have left a second snapshot.
         for other in region.snapshots_of(&intent.id).await? {
             if let Some(other) = other.snapshot_id.filter(|other| *other != found.snapshot) {
@@ -133,9 +153,19 @@ impl Publisher<'_> {
             }
         }
         intent.fulfilled()?;
+        // Only now: what is not recorded yet must be possible to release.
+        region.protect(&found.ami, sharing).await?;
         let Found { ami, snapshot, .. } = found;
         let account = region.account.clone();
         Ok(Published { account, ami, snapshot, already: blocks.is_none(), blocks: blocks.unwrap_or(0) })
+    }
+
+    /// It is there already; only what is set on it may be new.
+    async fn again(&self, region: &Region, known: Ami, sharing: &Sharing) -> Outcome {
+        region.share(&known.ami, sharing).await?;
+        region.protect(&known.ami, sharing).await?;
+        let Ami { account, ami, snapshot, .. } = known;
+        Ok(Published { account, ami, snapshot, already: true, blocks: 0 })
     }
 
     /// From here on the AMI is published.
@@ -161,13 +191,18 @@ impl Publisher<'_> {
     async fn make(
         &self,
         region: &Region,
-        record: &Record,
         place: &Place,
         intent: &Intent<'_>,
-        disk: &Arc<StoredDisk>,
-        boot_mode: &BootModeValues,
+        source: &Source<'_>,
     ) -> Result<(Found, usize), AwsError> {
+        let Source { record, disk, boot_mode, gone } = source;
         let tags = intent::tags(record, &intent.id);
+        for gone in *gone {
+            // Only the AMI was deregistered: its snapshot was proven when it was made.
+            if let Some(snapshot) = region.kept_snapshot(gone).await? {
+                return Ok((region.register(record, &snapshot, boot_mode, &tags).await?, 0));
+            }
+        }
         let parents = self.parents(region, record, place, disk)?;
         let kms_key = place.kms_key.as_deref();
         let wanted = Wanted { disk, tags: &tags, kms_key, parents: &parents };
@@ -187,9 +222,28 @@ impl Publisher<'_> {
         Ok((disk, boot_mode.ok_or_else(missing)?))
     }
 
-    fn known(&self, region: &Region, record: &Record) -> Result<Option<Ami>, AwsError> {
-        let amis = self.registry.amis(&record.artifact.image, &record.artifact.version)?;
-        Ok(amis.into_iter().find(|ami| (&ami.account, &ami.region) == (&region.account, &region.name)))
+    /// What the catalog says that there is here, and whether it is.
+    async fn known(&self, region: &Region, record: &Record) -> Result<Known, AwsError> {
+        let mut known = Known::default();
+        for ami in self.registry.amis(&record.artifact.image, &record.artifact.version)? {
+            if (&ami.account, &ami.region) != (&region.account, &region.name) {
+                continue;
+            }
+            match region.state(&ami.ami).await? {
+                None => known.gone.push(ami),
+                Some(ImageState::Available) => known.here = Some(ami),
+                Some(state) => {
+                    let (ami, region, state) = (ami.ami, region.name.clone(), state.to_string());
+                    return Err(AwsError::Image { ami, region, state, reason: "it was published before".to_owned() });
+                }
+            }
+        }
+        Ok(known)
+    }
+
+    /// Notes that others took the place of these.
+    fn forget(&self, gone: &[Ami]) -> Result<(), AwsError> {
+        gone.iter().try_for_each(|ami| Ok(self.registry.forget_ami(ami)?))
     }
 
     /// The newest versions whose snapshots the new one may stand on, that with the fewest blocks to write first.

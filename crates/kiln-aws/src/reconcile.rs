@@ -4,28 +4,26 @@ use std::{fs, time::Duration};
 
 use kiln_io::{
     dirs::Dirs,
-    ledger::{self, BuildReport, Ledger, Remote, Resource},
+    ledger::{self, BuildReport, Ledger, Outstanding, Remote, Resource},
     time::{Attempt, Policy, poll_until},
 };
 
 use crate::{Access, Account, Region, error::AwsError, intent::PROVIDER, publish::is_recorded};
 
-/// What was released of one build.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What was released of some builds.
+#[derive(Debug, Default)]
 pub struct Released {
     /// `ami-..`, `snap-..`, each with its region.
     pub gone: Vec<(String, String)>,
     /// What is recorded and stays.
     pub kept: Vec<(String, String)>,
+    /// Why something could not be released; its ledger still has it.
+    pub failed: Vec<AwsError>,
 }
 
-/// Releases what the builds of `reports` left in AWS, each in the region where it is. The caller has chosen builds whose kiln is
-/// dead.
-pub async fn reconcile(
-    dirs: &Dirs,
-    reports: &[BuildReport],
-    access: impl Fn() -> Access,
-) -> Result<Released, AwsError> {
+/// Releases what the builds of `reports` left in AWS, each in the region where it is. What fails in one place keeps nothing from
+/// being released in another. The caller has chosen builds whose kiln is dead.
+pub async fn reconcile(dirs: &Dirs, reports: &[BuildReport], access: impl Fn() -> Access) -> Released {
     let mut released = Released::default();
     for report in reports {
         for entry in &report.found {
@@ -33,17 +31,37 @@ pub async fn reconcile(
             if remote.provider != PROVIDER {
                 continue;
             }
-            let account = Account::open(access(), &remote.region).await?;
-            if account.number != remote.account {
-                return Err(AwsError::OtherAccount { expected: remote.account.clone(), found: account.number });
+            match settle(dirs, &report.build, entry, remote, access(), &mut released).await {
+                Ok(()) => {}
+                // Whatever comes next would say the same.
+                Err(error @ (AwsError::Stopped | AwsError::NoCredentials { .. })) => {
+                    released.failed.push(error);
+                    return released;
+                }
+                Err(error) => released.failed.push(error),
             }
-            let region = account.region(&remote.region);
-            let since = age(dirs, &report.build, &region);
-            release(&region, remote, since, &mut released).await?;
-            Ledger::join(dirs, &report.build)?.release(&entry.id)?;
         }
     }
-    Ok(released)
+    released
+}
+
+/// Releases what one entry of a ledger stands for.
+async fn settle(
+    dirs: &Dirs,
+    build: &str,
+    entry: &Outstanding,
+    remote: &Remote,
+    access: Access,
+    released: &mut Released,
+) -> Result<(), AwsError> {
+    let account = Account::open(access, &remote.region).await?;
+    if account.number != remote.account {
+        return Err(AwsError::OtherAccount { expected: remote.account.clone(), found: account.number });
+    }
+    let region = account.region(&remote.region);
+    let since = age(dirs, build, &region);
+    release(&region, remote, since, released).await?;
+    Ok(Ledger::join(dirs, build)?.release(&entry.id)?)
 }
 
 /// How long ago something was last written down about the build: what was made then may not be seen yet.

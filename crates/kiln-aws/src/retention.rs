@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aws_sdk_ec2::{primitives::DateTime, types::Image};
+use aws_sdk_ec2::{primitives::DateTime, types::ImageState};
 use kiln_core::{ImageName, Version};
 use kiln_registry::{Ami, Registry};
 use serde::Serialize;
@@ -115,7 +115,7 @@ impl Region {
     async fn carry_out(&self, registry: &Registry, ami: &Ami, fate: &Fate, now: u64) -> Result<(), AwsError> {
         match fate {
             Fate::Kept(_) => Ok(()),
-            Fate::Withdrawn => self.withdraw(&ami.ami, now).await,
+            Fate::Withdrawn => self.withdraw(ami, now).await,
             Fate::Deleted => {
                 self.deregister(&ami.ami).await?;
                 self.delete_snapshot(&ami.snapshot).await?;
@@ -124,21 +124,20 @@ impl Region {
         }
     }
 
-    /// Twice is as good as once; the tag comes first, so that it is never disabled without it being known since when.
-    async fn withdraw(&self, ami: &str, now: u64) -> Result<(), AwsError> {
-        self.mark(&[ami], &BTreeMap::from([(WITHDRAWN.to_owned(), now.to_string())])).await?;
+    /// Twice is as good as once. The tags come first, so that it is never disabled without it being known since when; the
+    /// snapshot has one for when the AMI is gone.
+    async fn withdraw(&self, ami: &Ami, now: u64) -> Result<(), AwsError> {
+        self.mark(&[&ami.ami, &ami.snapshot], &BTreeMap::from([(WITHDRAWN.to_owned(), now.to_string())])).await?;
         // EC2 wants a date that is still to come.
         let at = DateTime::from_secs(i64::try_from(now + 120).unwrap_or(i64::MAX));
-        let deprecate = || self.ec2.enable_image_deprecation().image_id(ami).deprecate_at(at).send();
+        let deprecate = || self.ec2.enable_image_deprecation().image_id(&ami.ami).deprecate_at(at).send();
         self.caller.call("EnableImageDeprecation", Age::Old, deprecate).await?;
-        let disable = || self.ec2.disable_image().image_id(ami).send();
+        let disable = || self.ec2.disable_image().image_id(&ami.ami).send();
         self.caller.call("DisableImage", Age::Old, disable).await.map(drop)
     }
 
     async fn standing(&self, ami: &Ami) -> Result<Standing, AwsError> {
-        let Some(image) = self.image(&ami.ami).await? else {
-            return Ok(Standing { foreign: Some("it is not there"), ..Standing::default() });
-        };
+        let Some(image) = self.image(&ami.ami).await? else { return self.remains(ami).await };
         let value = |key| tag(image.tags(), key);
         let ours = value(DISK) == Some(&ami.disk.to_string()) && value(TAG) == Some(&ami.intent);
         let foreign = match image.deregistration_protection.as_deref() {
@@ -146,21 +145,24 @@ impl Region {
             Some(protection) if protection.starts_with("enabled") => Some("it is protected"),
             _ => None,
         };
-        let withdrawn = value(WITHDRAWN).and_then(|since| since.parse().ok());
+        // Half withdrawn, or enabled again: the days count from when it is disabled.
+        let disabled = image.state == Some(ImageState::Disabled);
+        let withdrawn = value(WITHDRAWN).and_then(|since| since.parse().ok()).filter(|_| disabled);
         let used_by = if foreign.is_none() { self.user_of(&ami.ami).await? } else { None };
         Ok(Standing { foreign, used_by, withdrawn, ..Standing::default() })
     }
 
-    async fn image(&self, ami: &str) -> Result<Option<Image>, AwsError> {
-        let look = || {
-            let request = self.ec2.describe_images().image_ids(ami).owners("self");
-            request.include_deprecated(true).include_disabled(true).send()
+    /// The same of an AMI that is gone: what a run that was interrupted deregistered, or somebody else.
+    async fn remains(&self, ami: &Ami) -> Result<Standing, AwsError> {
+        let snapshots = self.snapshots_of(&ami.intent).await?;
+        let snapshot = snapshots.into_iter().find(|found| found.snapshot_id.as_ref() == Some(&ami.snapshot));
+        let Some(snapshot) = snapshot else {
+            // Nothing but the record.
+            return Ok(Standing { withdrawn: Some(0), ..Standing::default() });
         };
-        match self.caller.call("DescribeImages", Age::Old, look).await {
-            Ok(found) => Ok(found.images.unwrap_or_default().into_iter().next()),
-            Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(error),
-        }
+        let withdrawn = tag(snapshot.tags(), WITHDRAWN).and_then(|since| since.parse().ok());
+        let foreign = withdrawn.is_none().then_some("somebody deregistered it; `kiln publish ami` brings it back");
+        Ok(Standing { foreign, withdrawn, ..Standing::default() })
     }
 
     /// Something that uses `ami`: an instance, a launch template, a parameter, a recipe of Image Builder.

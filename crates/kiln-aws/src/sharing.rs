@@ -22,7 +22,7 @@ pub struct Sharing {
 }
 
 impl Region {
-    /// Sets all of `sharing` on `ami`. Twice is as good as once.
+    /// Sets all of `sharing` on `ami` but its protection. Twice is as good as once.
     pub(crate) async fn share(&self, ami: &str, sharing: &Sharing) -> Result<(), AwsError> {
         let mut permissions: Vec<_> = sharing.with.iter().map(|whom| permission(whom)).collect();
         if sharing.public {
@@ -41,11 +41,16 @@ impl Region {
             let deprecate = || self.ec2.enable_image_deprecation().image_id(ami).deprecate_at(at).send();
             self.caller.call("EnableImageDeprecation", Age::New, deprecate).await?;
         }
-        if sharing.protect {
-            let protect = || self.ec2.enable_image_deregistration_protection().image_id(ami).send();
-            self.caller.call("EnableImageDeregistrationProtection", Age::New, protect).await?;
-        }
         Ok(())
+    }
+
+    /// Protects `ami` if `sharing` says so.
+    pub(crate) async fn protect(&self, ami: &str, sharing: &Sharing) -> Result<(), AwsError> {
+        if !sharing.protect {
+            return Ok(());
+        }
+        let protect = || self.ec2.enable_image_deregistration_protection().image_id(ami).send();
+        self.caller.call("EnableImageDeregistrationProtection", Age::New, protect).await.map(drop)
     }
 }
 

@@ -2,7 +2,13 @@
 
 mod journal;
 
-use std::{cell::Cell, collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use aws_sdk_ebs::{
     primitives::ByteStream,
@@ -11,9 +17,9 @@ use aws_sdk_ebs::{
 use aws_sdk_ec2::types::SnapshotState;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::{StreamExt as _, stream};
+use kiln_core::Digest;
 use kiln_disk::ReadAt;
-use kiln_io::random::nonce;
-use kiln_registry::{Content, StoredDisk};
+use kiln_registry::{Ami, Content, StoredDisk};
 use sha2::{Digest as _, Sha256};
 
 use self::journal::Journal;
@@ -22,7 +28,7 @@ use crate::{
     blocks::{self, BLOCK, Unwritten},
     call::{Age, Look},
     error::AwsError,
-    intent::{Intent, TAG, tagged},
+    intent::{DISK, Intent, TAG, tag, tagged},
 };
 
 /// Blocks on their way at once, which is also what bounds the memory: 512 KiB each.
@@ -71,20 +77,24 @@ pub(crate) struct Wanted<'a> {
 impl Region {
     /// The snapshot of `intent`: the one that is there, else a new one.
     pub(crate) async fn snapshot(&self, intent: &Intent<'_>, wanted: &Wanted<'_>) -> Result<Snapshot, AwsError> {
-        if let Some(found) = self.find_snapshot(&intent.id).await? {
+        // What the token of a request to start one is made of: a kiln that goes on for another, whose snapshot cannot be seen yet,
+        // gets that one and no second.
+        let mut basis = intent.id.clone();
+        if let Some(found) = self.find_snapshot(&intent.id, &mut basis).await? {
             self.caller.watch.note(&self.name, Note::Resumed { snapshot: &found.id });
             return Ok(found);
         }
-        self.start(wanted).await
+        self.start(wanted, &basis).await
     }
 
-    /// The snapshot that carries the mark of `intent`. One that failed is deleted and does not count.
-    async fn find_snapshot(&self, intent: &str) -> Result<Option<Snapshot>, AwsError> {
+    /// The snapshot that carries the mark of `intent`. One that failed is deleted and does not count; `basis` gets its id.
+    async fn find_snapshot(&self, intent: &str, basis: &mut String) -> Result<Option<Snapshot>, AwsError> {
         let mut found = None;
         for snapshot in self.snapshots_of(intent).await? {
             let Some(id) = snapshot.snapshot_id else { continue };
             if snapshot.state == Some(SnapshotState::Error) {
                 self.delete_snapshot(&id).await?;
+                basis.push_str(&id);
                 continue;
             }
             let parent = journal::parent_of(snapshot.description.as_deref());
@@ -94,6 +104,19 @@ impl Region {
             found = Some(Snapshot { id, complete, kms_key, parent });
         }
         Ok(found)
+    }
+
+    /// The snapshot of an AMI that was published and is gone, if it is what it was.
+    pub(crate) async fn kept_snapshot(&self, gone: &Ami) -> Result<Option<Snapshot>, AwsError> {
+        let snapshots = self.snapshots_of(&gone.intent).await?;
+        let disk = gone.disk.to_string();
+        let kept = snapshots.into_iter().find(|snapshot| {
+            snapshot.snapshot_id.as_ref() == Some(&gone.snapshot)
+                && snapshot.state == Some(SnapshotState::Completed)
+                && tag(snapshot.tags(), DISK) == Some(&disk)
+        });
+        let (id, kms_key) = (gone.snapshot.clone(), gone.kms_key.clone());
+        Ok(kept.map(|_| Snapshot { id, complete: true, kms_key, parent: None }))
     }
 
     /// Every snapshot of ours with the mark of `intent`.
@@ -114,32 +137,31 @@ impl Region {
         }
     }
 
-    /// Deletes a snapshot that nobody uses; gone already is as good.
+    /// Deletes a snapshot whose AMI is deregistered; gone already is as good.
     pub(crate) async fn delete_snapshot(&self, id: &str) -> Result<(), AwsError> {
         let delete = || self.ec2.delete_snapshot().snapshot_id(id).send();
-        match self.caller.call("DeleteSnapshot", Age::Old, delete).await {
+        match self.caller.call("DeleteSnapshot", Age::Freed, delete).await {
             Err(error) if !error.is_missing() => Err(error),
             _ => Ok(()),
         }
     }
 
-    async fn start(&self, wanted: &Wanted<'_>) -> Result<Snapshot, AwsError> {
+    async fn start(&self, wanted: &Wanted<'_>, basis: &str) -> Result<Snapshot, AwsError> {
         for parent in wanted.parents {
-            match self.start_on(wanted, Some(parent)).await {
+            match self.start_on(wanted, Some(parent), basis).await {
                 // Deleted by somebody, or not ours to build on.
                 Err(AwsError::Refused { code, .. })
                     if code == "ResourceNotFoundException" || code == "ValidationException" => {}
                 started => return started,
             }
         }
-        self.start_on(wanted, None).await
+        self.start_on(wanted, None, basis).await
     }
 
-    async fn start_on(&self, wanted: &Wanted<'_>, parent: Option<&Parent>) -> Result<Snapshot, AwsError> {
+    async fn start_on(&self, wanted: &Wanted<'_>, parent: Option<&Parent>, basis: &str) -> Result<Snapshot, AwsError> {
         let size = wanted.disk.size();
         let gib = i64::try_from(blocks::volume(size)).unwrap_or(i64::MAX);
-        // The same for every attempt: a lost answer starts no second snapshot.
-        let token = nonce();
+        let token = Digest::of(format!("{basis} {:?}", parent.map(|parent| &parent.snapshot)).as_bytes()).hex();
         let tags: Vec<_> = wanted
             .tags
             .iter()
@@ -185,12 +207,19 @@ impl Region {
             let missing: Vec<u32> = blocks.into_iter().filter(|block| !sums.contains_key(block)).collect();
             put = missing.len();
             sums.extend(self.put_all(&snapshot.id, disk, missing, &mut journal).await?);
-            self.complete(&snapshot.id, &sums).await.inspect_err(|error| {
-                // Whatever is wrong with what was put, the next run puts all of it.
-                if matches!(error, AwsError::Refused { .. }) {
-                    intent.forget_blocks();
+            match self.complete(&snapshot.id, &sums).await {
+                // A kiln before this one may have been stopped right after it had asked for the same.
+                Err(AwsError::Refused { code, .. })
+                    if put == 0 && code == "ValidationException" && self.completed(&snapshot.id).await.is_ok() => {}
+                Err(error) => {
+                    // Whatever is wrong with what was put, the next run puts all of it.
+                    if matches!(error, AwsError::Refused { .. }) {
+                        intent.forget_blocks();
+                    }
+                    return Err(error);
                 }
-            })?;
+                Ok(()) => {}
+            }
         }
         self.completed(&snapshot.id).await?;
         Ok(put)
@@ -206,8 +235,8 @@ impl Region {
     ) -> Result<BTreeMap<u32, [u8; 32]>, AwsError> {
         let (mut sums, mut failure) = (BTreeMap::new(), None);
         // After a failure no further block is begun, but what is on its way still counts.
-        let failed = Cell::new(false);
-        let begun = blocks.into_iter().take_while(|_| !failed.get());
+        let failed = AtomicBool::new(false);
+        let begun = blocks.into_iter().take_while(|_| !failed.load(Ordering::Relaxed));
         let mut done = stream::iter(begun).map(|block| self.put(snapshot, disk, block)).buffer_unordered(IN_FLIGHT);
         while let Some(outcome) = done.next().await {
             match outcome {
@@ -216,7 +245,7 @@ impl Region {
                     sums.insert(block, sum);
                 }
                 Err(error) => {
-                    failed.set(true);
+                    failed.store(true, Ordering::Relaxed);
                     failure.get_or_insert(error);
                 }
             }

@@ -1,9 +1,11 @@
 //! Auto Scaling: groups, and the refresh of their instances, which tests move along.
 
+mod launched;
 mod refresh;
 
 use std::collections::BTreeMap;
 
+use self::launched::{Launched, launched};
 use crate::{
     form::Form,
     refusal::Refusal,
@@ -26,14 +28,6 @@ pub(crate) struct Group {
     instances: BTreeMap<String, Launched>,
     /// The newest last.
     refreshes: Vec<refresh::Refresh>,
-}
-
-/// A launch template and the version as it was written: a number, `$Latest` or `$Default`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Launched {
-    id: String,
-    name: String,
-    version: String,
 }
 
 pub(crate) fn answer(world: &mut World, action: &str, form: Form, request: &str) -> Result<Answer, Refusal> {
@@ -62,21 +56,6 @@ fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::client("ValidationError", message)
 }
 
-/// The launch template under a prefix; it and its version must be there.
-fn launched(world: &mut World, form: &mut Form, at: &str) -> Result<Launched, Refusal> {
-    let mut form = form.under(at);
-    let (id, name) = (form.text("LaunchTemplateId"), form.text("LaunchTemplateName"));
-    let version = form.text("Version").unwrap_or_else(|| "$Default".to_owned());
-    form.finish()?;
-    let template = world.template(id.as_deref(), name.as_deref()).map_err(|refusal| invalid(refusal.message))?;
-    if template.number(Some(&version)).is_none() {
-        return Err(invalid(format!(
-            "You must use a valid fully-formed launch template. Version {version} does not exist."
-        )));
-    }
-    Ok(Launched { id: template.id.clone(), name: template.name.clone(), version })
-}
-
 fn group<'a>(world: &'a mut World, name: &str) -> Result<&'a mut Group, Refusal> {
     let missing = || invalid(format!("AutoScalingGroup name not found - AutoScalingGroup '{name}' not found"));
     world.here().scaling.get_mut(name).ok_or_else(missing)
@@ -84,7 +63,8 @@ fn group<'a>(world: &'a mut World, name: &str) -> Result<&'a mut Group, Refusal>
 
 fn create(world: &mut World, mut form: Form) -> Result<(), Refusal> {
     let name = form.required("AutoScalingGroupName")?;
-    let template = launched(world, &mut form, "LaunchTemplate")?;
+    let template =
+        launched(world, &mut form, "")?.ok_or_else(|| invalid("Valid requests must contain a launch template"))?;
     let number = |form: &mut Form, name: &str| form.number(name).map(std::option::Option::unwrap_or_default);
     let (least, most): (u32, u32) = (number(&mut form, "MinSize")?, number(&mut form, "MaxSize")?);
     let desired = form.number("DesiredCapacity")?.unwrap_or(least);
@@ -123,7 +103,7 @@ fn create(world: &mut World, mut form: Form) -> Result<(), Refusal> {
 
 fn update(world: &mut World, mut form: Form) -> Result<(), Refusal> {
     let name = form.required("AutoScalingGroupName")?;
-    let template = if form.has("LaunchTemplate") { Some(launched(world, &mut form, "LaunchTemplate")?) } else { None };
+    let template = launched(world, &mut form, "")?;
     let (least, most, desired) = (form.number("MinSize")?, form.number("MaxSize")?, form.number("DesiredCapacity")?);
     form.finish()?;
     let group = group(world, &name)?;
@@ -136,13 +116,6 @@ fn update(world: &mut World, mut form: Form) -> Result<(), Refusal> {
     group.most = most.unwrap_or(group.most);
     group.desired = desired.unwrap_or(group.desired);
     Ok(())
-}
-
-fn write_launched(xml: &mut Xml, launched: &Launched) {
-    xml.node("LaunchTemplate", |xml| {
-        xml.text("LaunchTemplateId", &launched.id).text("LaunchTemplateName", &launched.name);
-        xml.text("Version", &launched.version);
-    });
 }
 
 fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
@@ -163,7 +136,7 @@ fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refu
             "AutoScalingGroupARN",
             format!("arn:aws:autoscaling:{region}:{account}:autoScalingGroup:kiln:autoScalingGroupName/{}", group.name),
         );
-        write_launched(xml, &group.template);
+        group.template.write(xml);
         xml.text("MinSize", group.least).text("MaxSize", group.most).text("DesiredCapacity", group.desired);
         xml.text("DefaultCooldown", 300).text("HealthCheckType", "EC2").text("CreatedTime", "2026-01-01T00:00:00Z");
         xml.members("AvailabilityZones", &group.zones, super::xml::Xml::value);
@@ -175,7 +148,7 @@ fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refu
             // An instance knows the number that it was launched from.
             let number = here.templates.get(&launched.id).and_then(|template| template.number(Some(&launched.version)));
             let version = number.map_or_else(|| launched.version.clone(), |number| number.to_string());
-            write_launched(xml, &Launched { version, ..launched.clone() });
+            Launched { version, mixed: None, ..launched.clone() }.write(xml);
         });
         xml.members("Tags", &group.tags, |xml, (key, value)| {
             xml.text("ResourceId", &group.name).text("ResourceType", "auto-scaling-group");

@@ -10,6 +10,7 @@ use std::{
 };
 
 use kiln_io::time::{Clock as _, SystemClock};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -75,6 +76,9 @@ impl Fake {
             ledger: Mutex::default(),
             machines: Mutex::new(Arc::new(Nothing)),
             accounts: Mutex::default(),
+            dead: Mutex::default(),
+            killed: Notify::new(),
+            busy: watch::Sender::new(0),
         });
         let stop = CancellationToken::new();
         let (served, stopped) = (shared.clone(), stop.clone());
@@ -123,6 +127,15 @@ impl Fake {
     /// What stands behind the instances from now on.
     pub fn machines(&self, machines: Arc<dyn Machines>) {
         *lock(&self.shared.machines) = machines;
+    }
+
+    /// Waits until the schedule has killed a caller and nothing of it is being carried out any more. Whoever asked for that drops
+    /// the caller then; the next one comes with another access key.
+    pub async fn killed(&self) {
+        self.shared.killed.notified().await;
+        let mut busy = self.shared.busy.subscribe();
+        // The sender lives as long as this.
+        let _ = busy.wait_for(|calls| *calls == 0).await;
     }
 
     /// Every call so far.

@@ -21,6 +21,10 @@ pub enum Fault {
     LoseReply,
     /// Never answered, nothing done.
     Hang,
+    /// The caller is killed, nothing done. Whatever else its access key sends is not carried out either; see [`crate::Fake::killed`].
+    Kill,
+    /// It is done, then the caller is killed.
+    KillAfter,
     /// The caller's session is over.
     ExpiredToken,
     /// No machine of the type is left in the zone.
@@ -71,7 +75,14 @@ impl Fault {
                 Service::AutoScaling | Service::Sts => Refusal::new(403, "AccessDenied", DENIED),
             },
             Self::Refuse(refusal) => refusal.clone(),
-            Self::InternalAfter | Self::Cut | Self::LoseReply | Self::Hang | Self::Stuck | Self::Fails => return None,
+            Self::InternalAfter
+            | Self::Cut
+            | Self::LoseReply
+            | Self::Hang
+            | Self::Kill
+            | Self::KillAfter
+            | Self::Stuck
+            | Self::Fails => return None,
         })
     }
 

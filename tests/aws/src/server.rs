@@ -1,6 +1,7 @@
 //! The HTTP side: reads a request whole, meets the fault of the schedule, answers in the protocol of the service.
 
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -10,7 +11,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -33,6 +37,11 @@ pub(crate) struct Shared {
     pub(crate) machines: Mutex<Arc<dyn Machines>>,
     /// Accounts by access key; any other key belongs to [`crate::Fake::ACCOUNT`].
     pub(crate) accounts: Mutex<Vec<(String, String)>>,
+    /// Access keys of callers that were killed, and a word to whoever waits for one.
+    pub(crate) dead: Mutex<BTreeSet<String>>,
+    pub(crate) killed: Notify,
+    /// Calls that are being answered.
+    pub(crate) busy: watch::Sender<usize>,
 }
 
 /// Locks whatever happened to an earlier holder: a failed test must not hide behind a poisoned lock.
@@ -124,6 +133,11 @@ impl Shared {
         result
     }
 
+    fn kill(&self, caller: &Caller) {
+        lock(&self.dead).insert(caller.access_key.clone());
+        self.killed.notify_one();
+    }
+
     /// A call that never reached the service.
     fn record(&self, place: (&str, &str), action: &str, fault: Fault, refused: Option<String>) {
         let mut ledger = lock(&self.ledger);
@@ -141,6 +155,16 @@ impl Shared {
     }
 
     fn reply(&self, caller: &Caller, action: &str, input: Input) -> Reply {
+        self.busy.send_modify(|calls| *calls += 1);
+        let reply = self.decide(caller, action, input);
+        self.busy.send_modify(|calls| *calls -= 1);
+        reply
+    }
+
+    fn decide(&self, caller: &Caller, action: &str, input: Input) -> Reply {
+        if lock(&self.dead).contains(&caller.access_key) {
+            return Reply::Hang;
+        }
         let (account, service) = (self.account_of(&caller.access_key), caller.service);
         let place = (account.as_str(), caller.region.as_str());
         let fault = lock(&self.schedule).next(action);
@@ -149,12 +173,19 @@ impl Shared {
                 self.record(place, action, fault.clone(), Some(refusal.code.clone()));
                 return Reply::Refusal(service, refusal);
             }
-            if matches!(fault, Fault::Cut | Fault::Hang) {
+            if matches!(fault, Fault::Cut | Fault::Hang | Fault::Kill) {
                 self.record(place, action, fault.clone(), None);
+                if *fault == Fault::Kill {
+                    self.kill(caller);
+                }
                 return if *fault == Fault::Cut { Reply::Cut } else { Reply::Hang };
             }
         }
         let result = self.perform(place, service, action, input, fault.clone());
+        if fault == Some(Fault::KillAfter) {
+            self.kill(caller);
+            return Reply::Hang;
+        }
         if fault == Some(Fault::LoseReply) {
             return Reply::Cut;
         }

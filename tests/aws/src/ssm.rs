@@ -228,6 +228,13 @@ fn not_found(name: &str) -> Refusal {
 }
 
 impl crate::Fake {
+    /// What a parameter says now.
+    pub fn parameter(&self, account: &str, region: &str, name: &str) -> Option<String> {
+        let world = crate::server::lock(&self.shared().world);
+        let parameter = world.regions.get(&(region.to_owned(), account.to_owned()))?.parameters.get(name)?;
+        Some(parameter.current()?.1.value.clone())
+    }
+
     /// A parameter that AWS itself publishes, such as the newest image of a distribution.
     pub fn public_parameter(&self, account: &str, region: &str, name: &str, value: &str) {
         let mut world = crate::server::lock(&self.shared().world);

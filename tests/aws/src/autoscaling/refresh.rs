@@ -4,7 +4,10 @@ use kiln_core::moment::Moment;
 
 use crate::{
     Fake,
-    autoscaling::{Group, Launched, group, invalid, launched, write_launched},
+    autoscaling::{
+        Group, group, invalid,
+        launched::{Launched, launched},
+    },
     form::Form,
     refusal::Refusal,
     server::lock,
@@ -83,8 +86,7 @@ fn is_fixed(world: &mut World, launched: &Launched) -> bool {
 pub(super) fn start(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
     let name = form.required("AutoScalingGroupName")?;
     form.choice("Strategy", &["Rolling"])?;
-    let at = "DesiredConfiguration.LaunchTemplate";
-    let desired = if form.has(at) { Some(launched(world, &mut form, at)?) } else { None };
+    let desired = launched(world, &mut form, "DesiredConfiguration.")?;
     let auto_rollback = form.flag("Preferences.AutoRollback")? == Some(true);
     let skip_matching = form.flag("Preferences.SkipMatching")? == Some(true);
     let healthy = form.number("Preferences.MinHealthyPercentage")?.unwrap_or(90);
@@ -165,7 +167,7 @@ pub(super) fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Resu
             xml.text("SkipMatching", refresh.skip_matching).text("AutoRollback", refresh.auto_rollback);
         });
         if let Some(desired) = &refresh.desired {
-            xml.node("DesiredConfiguration", |xml| write_launched(xml, desired));
+            xml.node("DesiredConfiguration", |xml| desired.write(xml));
         }
         let back = matches!(refresh.status, Status::RollbackInProgress | Status::RollbackSuccessful);
         if let (true, Some(reason)) = (back, &refresh.reason) {
@@ -201,6 +203,10 @@ pub(super) fn rollback(world: &mut World, mut form: Form, xml: &mut Xml) -> Resu
     form.finish()?;
     let (before, desired) = {
         let refresh = active(world, &name)?;
+        if refresh.status == Status::RollbackInProgress {
+            let message = format!("No in progress or pending Instance Refresh found for Auto Scaling group {name}");
+            return Err(Refusal::client("ActiveInstanceRefreshNotFound", message));
+        }
         (refresh.before.clone(), refresh.desired.is_some())
     };
     if !desired || !is_fixed(world, &before) {

@@ -87,6 +87,23 @@ async fn an_ami_that_somebody_deregistered_is_made_again() {
     let second = bench.ami("1.0.0").await.unwrap();
     assert_ne!(second.ami, first.ami);
     bench.holds(&second, &disk);
+    // Its snapshot was still there, and proven.
+    assert_eq!((second.blocks, &second.snapshot, bench.living()), (0, &first.snapshot, (1, 1)));
+    let third = bench.ami("1.0.0").await.unwrap();
+    assert_eq!((third.already, third.ami), (true, second.ami));
+}
+
+#[tokio::test]
+async fn an_ami_that_was_withdrawn_is_not_published_again_by_itself() {
+    let bench = Bench::new("withdrawn");
+    bench.publish("1.0.0", &bench::disk(1, 3));
+    let first = bench.ami("1.0.0").await.unwrap();
+    let image = [("ImageId", first.ami.as_str())];
+    bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "DisableImage", &image).unwrap();
+    let error = bench.ami("1.0.0").await.unwrap_err();
+    assert!(error.hint().unwrap().contains("enable-image"), "{error}");
+    bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "EnableImage", &image).unwrap();
+    assert_eq!(bench.ami("1.0.0").await.unwrap().ami, first.ami);
 }
 
 #[tokio::test]
@@ -111,7 +128,7 @@ async fn two_registries_with_the_same_disk_share_the_ami() {
     let disk = bench.publish("1.0.0", &bench::disk(1, 5));
     other.publish("1.0.0", &bench::disk(1, 5));
     let first = bench.ami("1.0.0").await.unwrap();
-    let second = other.ami_at(&bench.fake, "1.0.0").await.unwrap();
+    let second = other.ami_at(&bench.fake.endpoint(), "1.0.0").await.unwrap();
     assert_eq!(second.ami, first.ami);
     bench.holds(&first, &disk);
     assert_eq!(bench.living(), (1, 1));

@@ -1,6 +1,13 @@
 //! A registry, a state directory and a fake AWS, and what is asked of them.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use kiln_aws::{
     Access, Account, AwsError, Patience, Place, Published, Publisher, Region, Report, Sharing, Silent, StandIn,
@@ -11,7 +18,7 @@ use kiln_io::{
     guest::Quiet,
     ledger::{self, Condition, Ledger},
     random::nonce,
-    time::{Clock as _, Policy, SystemClock},
+    time::{Clock, Policy, SystemClock, TestClock},
 };
 use kiln_registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -30,14 +37,33 @@ pub(crate) struct Bench {
     pub(crate) registry: Registry,
     dirs: Dirs,
     scratch: Scratch,
+    clock: Arc<dyn Clock>,
+    patience: Patience,
 }
 
 impl Bench {
+    /// Waits for real, but not for long.
     pub(crate) fn new(name: &str) -> Self {
+        let patience = Patience {
+            attempt: Duration::from_secs(20),
+            retry: policy(2, 50, 60_000),
+            visible: Duration::from_millis(200),
+            progress: policy(2, 20, 400),
+        };
+        Self::with(name, Arc::new(SystemClock::new()), patience)
+    }
+
+    /// Waits as long as kiln does, on a clock that only moves when somebody waits.
+    pub(crate) fn timeless(name: &str) -> Self {
+        let patience = Patience { progress: policy(1_000, 15_000, 300_000), ..Patience::default() };
+        Self::with(name, Arc::new(TestClock::at(SystemClock::new().wall())), patience)
+    }
+
+    fn with(name: &str, clock: Arc<dyn Clock>, patience: Patience) -> Self {
         let scratch = Scratch::new(&format!("aws-{name}-{}", &nonce()[..8]));
         let directory = |name| scratch.0.join(name);
         let dirs = Dirs { cache: directory("cache"), state: directory("state"), data: directory("data") };
-        Self { fake: Fake::start(), registry: scratch.registry(), dirs, scratch }
+        Self { fake: Fake::start(), registry: scratch.registry(), dirs, scratch, clock, patience }
     }
 
     /// Publishes `disk` as a version of `web` into the registry.
@@ -49,27 +75,37 @@ impl Bench {
     }
 
     pub(crate) async fn ami(&self, version: &str) -> Result<Published, AwsError> {
-        self.ami_at(&self.fake, version).await
+        self.ami_at(&self.fake.endpoint(), version).await
     }
 
-    pub(crate) async fn ami_at(&self, fake: &Fake, version: &str) -> Result<Published, AwsError> {
+    /// The same where something else answers.
+    pub(crate) async fn ami_at(&self, url: &str, version: &str) -> Result<Published, AwsError> {
         let place = Place { region: REGIONS[0].to_owned(), kms_key: None };
-        let report = self.report_at(fake, version, &[place], &Sharing::default()).await?;
+        let report = self.report_at(url, version, &[place], &Sharing::default()).await?;
         report.regions.into_values().next().unwrap()
     }
 
     pub(crate) async fn report(&self, version: &str, places: &[Place], sharing: &Sharing) -> Report {
-        self.report_at(&self.fake, version, places, sharing).await.unwrap()
+        self.try_report(version, places, sharing).await.unwrap()
     }
 
-    async fn report_at(
+    pub(crate) async fn try_report(
         &self,
-        fake: &Fake,
         version: &str,
         places: &[Place],
         sharing: &Sharing,
     ) -> Result<Report, AwsError> {
-        let account = Account::open(access(fake), REGIONS[0]).await?;
+        self.report_at(&self.fake.endpoint(), version, places, sharing).await
+    }
+
+    async fn report_at(
+        &self,
+        url: &str,
+        version: &str,
+        places: &[Place],
+        sharing: &Sharing,
+    ) -> Result<Report, AwsError> {
+        let account = Account::open(self.access(url), REGIONS[0]).await?;
         let record = self.registry.record(&format!("web@{version}").parse().unwrap())?;
         let ledger = Ledger::open(&self.dirs, &format!("b-{}", nonce()))?;
         let publisher = Publisher { registry: &self.registry, dirs: &self.dirs, ledger: &ledger, now: 5_000 };
@@ -77,19 +113,45 @@ impl Bench {
     }
 
     pub(crate) async fn region(&self, name: &str) -> Region {
-        Account::open(access(&self.fake), name).await.unwrap().region(name)
+        self.try_region(name).await.unwrap()
+    }
+
+    pub(crate) async fn try_region(&self, name: &str) -> Result<Region, AwsError> {
+        self.region_at(&self.fake.endpoint(), name).await
+    }
+
+    pub(crate) async fn region_at(&self, url: &str, name: &str) -> Result<Region, AwsError> {
+        Ok(Account::open(self.access(url), name).await?.region(name))
     }
 
     /// What `kiln clean` does, once.
     pub(crate) async fn clean(&self) {
+        self.try_clean().await.unwrap();
+    }
+
+    pub(crate) async fn try_clean(&self) -> Result<(), AwsError> {
         let mut reports = ledger::survey(&self.dirs).unwrap();
         reports.retain(|report| report.condition == Condition::Interrupted);
-        kiln_aws::reconcile(&self.dirs, &reports, || access(&self.fake)).await.unwrap();
+        let released = kiln_aws::reconcile(&self.dirs, &reports, || self.access(&self.fake.endpoint())).await;
+        released.failed.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Every one has a key of its own, so that the fake can tell the living from the killed.
+    fn access(&self, url: &str) -> Access {
+        static KEYS: AtomicU64 = AtomicU64::new(1);
+        let key = format!("AKIDEXAMPLE{}", KEYS.fetch_add(1, Ordering::Relaxed));
+        Access {
+            stand_in: Some(StandIn { url: url.to_owned(), key, secret: "secret".to_owned() }),
+            clock: self.clock.clone(),
+            cancel: CancellationToken::new(),
+            patience: self.patience,
+            watch: Arc::new(Silent),
+        }
     }
 
     /// From now on the kilns that ran so far are dead: their ledgers name another process.
     pub(crate) fn die(&self) {
-        for build in fs::read_dir(self.dirs.state.join("builds")).unwrap().flatten() {
+        for build in fs::read_dir(self.dirs.state.join("builds")).into_iter().flatten().flatten() {
             let path = build.path().join(ledger::FILE);
             let text = fs::read_to_string(&path).unwrap();
             let mut first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
@@ -142,34 +204,29 @@ impl Bench {
 
     /// Panics unless the AMI's volume would be `disk`, with zeros up to its end.
     pub(crate) fn holds(&self, published: &Published, disk: &[u8]) {
-        let region = self.fake.living().into_iter().find(|living| living.id == published.ami).unwrap().region;
+        self.compare(published, disk).unwrap();
+    }
+
+    pub(crate) fn compare(&self, published: &Published, disk: &[u8]) -> Result<(), String> {
+        let living = self.fake.living().into_iter().find(|living| living.id == published.ami);
+        let region = living.ok_or_else(|| format!("{} is not there", published.ami))?.region;
         let snapshot = self.fake.root_snapshot(&region, Fake::ACCOUNT, &published.ami).unwrap();
         assert_eq!(snapshot, published.snapshot);
         for (index, expected) in (0_u32..).zip(disk.chunks(BLOCK)) {
             let block = self.fake.block(&region, Fake::ACCOUNT, &snapshot, index).unwrap();
-            assert!(block.starts_with(expected), "block {index}");
-            assert!(block[expected.len()..].iter().all(|byte| *byte == 0), "block {index}");
+            if !block.starts_with(expected) || block[expected.len()..].iter().any(|byte| *byte != 0) {
+                return Err(format!("block {index} is another"));
+            }
         }
+        Ok(())
     }
 }
 
-fn access(fake: &Fake) -> Access {
-    let policy = |first, max, deadline| Policy {
+fn policy(first: u64, max: u64, deadline: u64) -> Policy {
+    Policy {
         first: Duration::from_millis(first),
         max: Duration::from_millis(max),
         deadline: Duration::from_millis(deadline),
-    };
-    Access {
-        stand_in: Some(StandIn { url: fake.endpoint(), key: "AKIDEXAMPLE".to_owned(), secret: "secret".to_owned() }),
-        clock: Arc::new(SystemClock::new()),
-        cancel: CancellationToken::new(),
-        patience: Patience {
-            attempt: Duration::from_secs(20),
-            retry: policy(2, 50, 60_000),
-            visible: Duration::from_millis(200),
-            progress: policy(2, 20, 400),
-        },
-        watch: Arc::new(Silent),
     }
 }
 
@@ -213,6 +270,31 @@ pub(crate) fn blocks_with_data(disk: &[u8]) -> usize {
 }
 
 pub(crate) fn in_a_month() -> u64 {
-    let now = SystemClock::new().wall().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap();
-    now.as_secs() + 30 * 86_400
+    now() + 30 * 86_400
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemClock::new().wall().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+pub(crate) const GROUP: &str = "web";
+
+/// A group of two machines whose launch template has one version, from `ami`; the group names `version`.
+pub(crate) fn group(bench: &Bench, ami: &str, version: &str) {
+    let template = [
+        ("LaunchTemplateName", GROUP),
+        ("LaunchTemplateData.ImageId", ami),
+        ("LaunchTemplateData.InstanceType", "t3.small"),
+    ];
+    bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "CreateLaunchTemplate", &template).unwrap();
+    let group = [
+        ("AutoScalingGroupName", GROUP),
+        ("LaunchTemplate.LaunchTemplateName", GROUP),
+        ("LaunchTemplate.Version", version),
+        ("MinSize", "2"),
+        ("MaxSize", "4"),
+        ("AvailabilityZones.member.1", "eu-west-1a"),
+    ];
+    bench.fake.autoscaling(Fake::ACCOUNT, REGIONS[0], "CreateAutoScalingGroup", &group).unwrap();
 }

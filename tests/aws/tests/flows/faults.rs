@@ -1,9 +1,9 @@
 //! Whatever goes wrong on the way: the AMI is right in the end, or everything can be taken away.
 
-use kiln_aws::AwsError;
-use kiln_aws_tests::{Fault, Pace, Schedule};
+use kiln_aws::{AwsError, Place, Sharing};
+use kiln_aws_tests::{Fault, Pace, Refusal, Schedule};
 
-use crate::bench::{self, Bench};
+use crate::bench::{self, Bench, REGIONS};
 
 #[tokio::test]
 async fn one_fault_at_any_call_of_the_flow_changes_nothing_in_the_end() {
@@ -107,4 +107,48 @@ async fn a_snapshot_that_gets_stuck_is_given_up_kept_and_cleaned() {
     bench.die();
     bench.clean().await;
     assert_eq!((bench.living(), bench.outstanding()), ((0, 0), 0));
+}
+
+#[tokio::test]
+async fn what_cannot_be_deleted_in_one_region_is_named_and_keeps_nothing_from_another() {
+    let bench = Bench::new("denied");
+    bench.publish("1.0.0", &bench::disk(1, 3));
+    let places: Vec<_> = REGIONS.iter().map(|region| Place { region: (*region).to_owned(), kms_key: None }).collect();
+    bench.fake.schedule(Schedule::new().during("RegisterImage", 1..=3, Fault::AccessDenied));
+    assert_eq!(bench.report("1.0.0", &places, &Sharing::default()).await.complete(), 0);
+    bench.die();
+    bench.fake.schedule(Schedule::new().at("DeleteSnapshot", 1, Fault::AccessDenied));
+    let error = bench.try_clean().await.unwrap_err();
+    assert!(matches!(&error, AwsError::Refused { operation: "DeleteSnapshot", .. }), "{error}");
+    assert_eq!((bench.living(), bench.outstanding()), ((0, 1), 1));
+    bench.fake.schedule(Schedule::new());
+    bench.clean().await;
+    assert_eq!((bench.living(), bench.outstanding()), ((0, 0), 0));
+}
+
+#[tokio::test]
+async fn a_quota_is_named_and_one_that_frees_itself_is_waited_for() {
+    let bench = Bench::new("quota");
+    let disk = bench.publish("1.0.0", &bench::disk(1, 3));
+    let quota = |code: &str| Fault::Refuse(Refusal::new(400, code, "You have reached the limit of this account."));
+    bench.fake.schedule(Schedule::new().at("StartSnapshot", 1, quota("SnapshotLimitExceeded")));
+    let error = bench.ami("1.0.0").await.unwrap_err();
+    assert!(error.to_string().contains("SnapshotLimitExceeded"), "{error}");
+    assert!(error.hint().unwrap().contains("quota"), "{:?}", error.hint());
+    bench.die();
+    bench.fake.schedule(Schedule::new().during("StartSnapshot", 1..=3, quota("PendingSnapshotLimitExceeded")));
+    bench.holds(&bench.ami("1.0.0").await.unwrap(), &disk);
+}
+
+#[tokio::test]
+async fn an_ami_that_failed_is_made_again_by_the_same_command() {
+    let bench = Bench::new("failed");
+    let disk = bench.publish("1.0.0", &bench::disk(1, 3));
+    bench.fake.schedule(Schedule::new().at("RegisterImage", 1, Fault::Fails));
+    let error = bench.ami("1.0.0").await.unwrap_err();
+    assert!(matches!(error, AwsError::Image { .. }), "{error}");
+    bench.die();
+    bench.fake.schedule(Schedule::new());
+    bench.holds(&bench.ami("1.0.0").await.unwrap(), &disk);
+    assert_eq!((bench.living(), bench.outstanding()), ((1, 1), 0));
 }

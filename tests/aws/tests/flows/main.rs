@@ -7,5 +7,7 @@ mod ami;
 mod artifact;
 mod bench;
 mod faults;
+mod moto;
 mod release;
 mod retention;
+mod schedules;

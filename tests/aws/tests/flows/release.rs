@@ -3,30 +3,9 @@
 use kiln_aws::AwsError;
 use kiln_aws_tests::{Fake, Fault, Schedule};
 
-use crate::bench::{self, Bench, REGIONS};
+use crate::bench::{self, Bench, GROUP, REGIONS, group};
 
 const REGION: &str = REGIONS[0];
-const GROUP: &str = "web";
-
-/// A group of two machines whose launch template has one version, from `ami`; the group names `version`.
-fn group(bench: &Bench, ami: &str, version: &str) {
-    let template = [
-        ("LaunchTemplateName", GROUP),
-        ("LaunchTemplateData.ImageId", ami),
-        ("LaunchTemplateData.InstanceType", "t3.small"),
-    ];
-    bench.fake.ec2(Fake::ACCOUNT, REGION, "CreateLaunchTemplate", &template).unwrap();
-    let group = [
-        ("AutoScalingGroupName", GROUP),
-        ("LaunchTemplate.LaunchTemplateName", GROUP),
-        ("LaunchTemplate.Version", version),
-        ("MinSize", "2"),
-        ("MaxSize", "4"),
-        ("AvailabilityZones.member.1", "eu-west-1a"),
-    ];
-    bench.fake.autoscaling(Fake::ACCOUNT, REGION, "CreateAutoScalingGroup", &group).unwrap();
-}
-
 async fn two_amis(bench: &Bench) -> (String, String) {
     let mut disk = bench.publish("1.0.0", &bench::disk(1, 3));
     let first = bench.ami("1.0.0").await.unwrap().ami;
@@ -79,6 +58,56 @@ async fn a_release_under_way_is_turned_around() {
     assert_eq!(region.roll_back(GROUP).await.unwrap(), None);
     bench.fake.replace_instances(Fake::ACCOUNT, REGION, GROUP, 2);
     assert_eq!(region.refreshed(GROUP).await.unwrap().status, "RollbackSuccessful");
+}
+
+#[tokio::test]
+async fn a_release_without_machines_to_be_had_turns_around_by_itself() {
+    let bench = Bench::new("capacity");
+    let (first, second) = two_amis(&bench).await;
+    group(&bench, &first, "1");
+    let region = bench.region(REGION).await;
+    region.release(GROUP, &second, "web@1.1.0").await.unwrap();
+    bench.fake.replace_instances(Fake::ACCOUNT, REGION, GROUP, 1);
+    bench.fake.fail_refresh(Fake::ACCOUNT, REGION, GROUP, "InsufficientInstanceCapacity");
+    bench.fake.replace_instances(Fake::ACCOUNT, REGION, GROUP, 2);
+    let refresh = region.refreshed(GROUP).await.unwrap();
+    assert_eq!((refresh.status.as_str(), refresh.succeeded()), ("RollbackSuccessful", false));
+    assert_eq!(refresh.reason.as_deref(), Some("InsufficientInstanceCapacity"));
+}
+
+#[tokio::test]
+async fn a_group_with_mixed_instances_keeps_its_types_and_its_spot_share() {
+    let bench = Bench::new("mixed");
+    let (first, second) = two_amis(&bench).await;
+    group(&bench, &first, "1");
+    let types = ["t3.small", "t3a.small"];
+    let group = [
+        ("AutoScalingGroupName", "mixed"),
+        ("MixedInstancesPolicy.LaunchTemplate.LaunchTemplateSpecification.LaunchTemplateName", GROUP),
+        ("MixedInstancesPolicy.LaunchTemplate.LaunchTemplateSpecification.Version", "1"),
+        ("MixedInstancesPolicy.LaunchTemplate.Overrides.member.1.InstanceType", types[0]),
+        ("MixedInstancesPolicy.LaunchTemplate.Overrides.member.2.InstanceType", types[1]),
+        ("MixedInstancesPolicy.InstancesDistribution.OnDemandPercentageAboveBaseCapacity", "30"),
+        ("MinSize", "2"),
+        ("MaxSize", "4"),
+        ("AvailabilityZones.member.1", "eu-west-1a"),
+    ];
+    bench.fake.autoscaling(Fake::ACCOUNT, REGION, "CreateAutoScalingGroup", &group).unwrap();
+    let region = bench.region(REGION).await;
+    let release = region.release("mixed", &second, "web@1.1.0").await.unwrap();
+    assert_eq!((release.from, release.to, release.warnings.len()), (1, 2, 0));
+    assert_eq!(region.release("mixed", &second, "web@1.1.0").await.unwrap(), release);
+    bench.fake.replace_instances(Fake::ACCOUNT, REGION, "mixed", 2);
+    assert!(region.refreshed("mixed").await.unwrap().succeeded());
+    let name = [("AutoScalingGroupNames.member.1", "mixed")];
+    let described = bench.fake.autoscaling(Fake::ACCOUNT, REGION, "DescribeAutoScalingGroups", &name).unwrap();
+    for kept in [types[0], types[1], "<OnDemandPercentageAboveBaseCapacity>30<", "<Version>2<"] {
+        assert!(described.contains(kept), "{kept} is not in {described}");
+    }
+    let back = region.roll_back("mixed").await.unwrap().unwrap();
+    assert_eq!((back.from, back.to, back.ami.as_str()), (2, 1, first.as_str()));
+    // Twice is as good as once.
+    assert_eq!(region.roll_back("mixed").await.unwrap().unwrap(), back);
 }
 
 #[tokio::test]

@@ -1,21 +1,16 @@
 //! Old AMIs go, and only those that nobody needs and that are ours beyond doubt.
 
 use kiln_aws::{Fate, Keep};
-use kiln_aws_tests::Fake;
+use kiln_aws_tests::{Fake, Fault, Schedule};
 use kiln_core::ImageName;
-use kiln_io::time::{Clock as _, SystemClock};
 
-use crate::bench::{self, Bench, REGIONS};
+use crate::bench::{self, Bench, REGIONS, now};
 
 const REGION: &str = REGIONS[0];
 const DAY: u64 = 86_400;
 
 fn web() -> ImageName {
     "web".parse().unwrap()
-}
-
-fn now() -> u64 {
-    SystemClock::new().wall().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs()
 }
 
 async fn versions(bench: &Bench, count: u8) -> Vec<String> {
@@ -71,4 +66,28 @@ async fn what_is_used_or_carries_other_tags_stays() {
         assert!(verdicts.iter().all(|verdict| matches!(verdict.fate, Fate::Kept(_))), "{verdicts:?}");
     }
     assert_eq!(bench.living(), (3, 3));
+}
+
+#[tokio::test]
+async fn what_was_half_withdrawn_or_half_deleted_is_finished_by_the_next_run() {
+    let bench = Bench::new("half");
+    let amis = versions(&bench, 2).await;
+    let region = bench.region(REGION).await;
+    let keep = Keep { newest: 1, days: 7, now: now() };
+    bench.fake.schedule(Schedule::new().at("DisableImage", 1, Fault::AccessDenied));
+    region.retain(&bench.registry, &web(), &keep, false).await.unwrap_err();
+    // Its days begin when nothing starts from it any more.
+    let later = Keep { now: keep.now + 6 * DAY, ..keep };
+    region.retain(&bench.registry, &web(), &later, false).await.unwrap();
+    assert_eq!(bench.calls("DisableImage"), 1);
+    let early = Keep { now: keep.now + 8 * DAY, ..keep };
+    let verdicts = region.retain(&bench.registry, &web(), &early, false).await.unwrap();
+    assert!(verdicts.iter().all(|verdict| matches!(verdict.fate, Fate::Kept(_))), "{verdicts:?}");
+    let last = Keep { now: keep.now + 14 * DAY, ..keep };
+    bench.fake.schedule(Schedule::new().at("DeleteSnapshot", 1, Fault::AccessDenied));
+    region.retain(&bench.registry, &web(), &last, false).await.unwrap_err();
+    assert_eq!(bench.living(), (1, 2));
+    let verdicts = region.retain(&bench.registry, &web(), &last, false).await.unwrap();
+    assert!(verdicts.iter().any(|verdict| verdict.ami == amis[0] && verdict.fate == Fate::Deleted), "{verdicts:?}");
+    assert_eq!((bench.living(), bench.registry.amis_of(&web()).unwrap().len()), ((1, 1), 1));
 }

@@ -23,14 +23,17 @@ async fn reconcile(dirs: &Dirs, reports: &[BuildReport]) -> Result<(), Failure> 
     use crate::{output, verbs::publish};
 
     let cancel = tokio_util::sync::CancellationToken::new();
-    let released = kiln_aws::reconcile(dirs, reports, || publish::ami::access(&cancel)).await?;
+    let released = kiln_aws::reconcile(dirs, reports, || publish::ami::access(&cancel)).await;
     for (id, region) in released.gone {
         output::talk(&format!("released {id} in {region}"));
     }
     for (id, region) in released.kept {
         output::talk(&format!("{id} in {region} is published and stays"));
     }
-    Ok(())
+    let mut failures: Vec<Failure> = released.failed.into_iter().map(Failure::from).collect();
+    let last = failures.pop();
+    failures.iter().for_each(output::complain);
+    last.map_or(Ok(()), Err)
 }
 
 /// Nothing of it is forgotten: the ledgers keep it, and it is named again below.
