@@ -22,7 +22,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 51] = [
+const VERBS: [&str; 52] = [
     "build",
     "validate",
     "plan",
@@ -36,6 +36,7 @@ const VERBS: [&str; 51] = [
     "export",
     "publish",
     "publish ami",
+    "resume",
     "release",
     "release point",
     "release start",

@@ -350,7 +350,41 @@ pub(crate) const REMOVALS: &[Key] = &[
 pub(crate) const OUTPUT: &[Key] =
     &[optional("formats", Kind::Words(&["raw", "raw.zst", "vmdk", "vhd"]), "Disk formats besides qcow2.")];
 
-pub(crate) const PUBLISH: &[Key] = &[optional("registry", Kind::Table(REGISTRY), "The local registry.")];
+pub(crate) const PUBLISH: &[Key] = &[
+    optional("registry", Kind::Table(REGISTRY), "The local registry."),
+    optional("ami", Kind::Table(AMI), "AMIs of the version, made once it is in the registry ([aws.md](aws.md))."),
+];
+
+pub(crate) const AMI: &[Key] = &[
+    required(
+        "regions",
+        Kind::Named(AMI_REGION),
+        "Where: a table for each region, which may be empty. The table's name is the region's name, `eu-west-1`.",
+    ),
+    optional(
+        "share_with",
+        Kind::Strings,
+        "Who may launch them: accounts (twelve digits), organisations and organisational units (ARNs).",
+    ),
+    with_default("public", Kind::Bool, "false", "Everybody may launch them. Not together with a key."),
+    optional(
+        "deprecate_after",
+        Kind::Duration,
+        "How long after it was baked the version is offered: `180 days`. Instances still start from it after.",
+    ),
+    with_default("protect", Kind::Bool, "false", "They cannot be deregistered until somebody takes that off."),
+    optional("channel", Kind::String, "The channel that points to the version once all required regions have it."),
+    optional(
+        "parameter",
+        Kind::String,
+        "The parameter of Parameter Store that then is the AMI, in each region: `/images/web/stable`.",
+    ),
+];
+
+pub(crate) const AMI_REGION: &[Key] = &[
+    optional("kms_key", Kind::String, "ARN of the key that encrypts the AMI there."),
+    with_default("required", Kind::Bool, "true", "Whether the channel waits for this region."),
+];
 
 pub(crate) const REGISTRY: &[Key] = &[
     with_default("enabled", Kind::Bool, "true", "Whether `kiln build` publishes the image there."),

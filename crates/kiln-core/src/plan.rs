@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ByteSize, Digest, ImageName, Secret, Version,
+    ByteSize, ChannelName, Digest, ImageName, Secret, Version,
     artifact::BootRecord,
     manifest::{Manifest, RunsOn},
 };
@@ -338,6 +338,34 @@ pub struct Publish {
     pub registry: bool,
     /// Lay unchanged files where the version before has them.
     pub placement: bool,
+    /// Make AMIs of what is in the registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ami: Option<AmiTarget>,
+}
+
+/// The AMIs of a version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AmiTarget {
+    /// By name; at least one.
+    pub regions: BTreeMap<String, AmiRegion>,
+    /// Accounts, and ARNs of organisations and units, that may launch them.
+    pub share_with: Vec<String>,
+    pub public: bool,
+    /// Seconds from when the image was baked until it is no longer offered.
+    pub deprecate_after: Option<u64>,
+    pub protect: bool,
+    /// Moves when all required regions have the AMI.
+    pub channel: Option<ChannelName>,
+    /// Points to the AMI, in each region, after that.
+    pub parameter: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AmiRegion {
+    /// ARN of the key that encrypts there.
+    pub kms_key: Option<String>,
+    /// Whether the channel waits for it.
+    pub required: bool,
 }
 
 fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

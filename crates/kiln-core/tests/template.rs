@@ -548,3 +548,50 @@ fn statements_and_braces_are_plain_text() {
     let plans = resolve(&text).unwrap_or_else(|found| panic!("{found}"));
     assert_eq!(plans[0].steps[0].options["script"], "{% if x %} {# y #} ${HOME} {{ 1");
 }
+
+#[test]
+fn amis_are_made_where_the_template_says_and_nowhere_publicly_unasked() {
+    let key = "arn:aws:kms:eu-west-1:111122223333:key/1";
+    let text = format!(
+        "{HEAD}[publish.ami]\nshare_with = ['210987654321']\ndeprecate_after = '180 days'\nchannel = 'stable'\n\
+         parameter = '/images/web/stable'\n[publish.ami.regions.eu-west-1]\nkms_key = '{key}'\n\
+         [publish.ami.regions.us-east-1]\nrequired = false\n"
+    );
+    let plans = resolve(&text).unwrap_or_else(|found| panic!("{found}"));
+    let target = plans[0].publish.ami.as_ref().expect("AMIs");
+    assert_eq!(target.regions["eu-west-1"].kms_key.as_deref(), Some(key));
+    assert!(target.regions["eu-west-1"].required && !target.regions["us-east-1"].required);
+    assert_eq!(target.deprecate_after, Some(180 * 86_400));
+    assert!(!target.public && !target.protect);
+    let rendered = plans[0].render();
+    let amis = rendered.split("publish ").nth(1).expect("where it goes").split("recipe").next().expect("its end");
+    let expected = format!(
+        "local registry\n  AMIs in eu-west-1, key {key}, us-east-1 (not required)\n    launched also by 210987654321\n    \
+         deprecated 180 days after the bake\n    then channel stable\n    then parameter /images/web/stable\n"
+    );
+    assert_eq!(amis, expected);
+    // Where it goes does not change what it is.
+    assert_eq!(plans[0].recipe, resolve(HEAD).unwrap()[0].recipe);
+}
+
+#[test]
+fn amis_that_cannot_be_are_refused_at_their_key() {
+    let region = "[publish.ami.regions.eu-west-1]\n";
+    for (body, expected) in [
+        ("[publish.ami]\npublic = true\n".to_owned(), "`[publish.ami]` lacks the key `regions`"),
+        ("[publish.ami.regions]\n".to_owned(), "names no region"),
+        ("[publish.ami.regions.Europe]\n".to_owned(), "`Europe` is not a region"),
+        (format!("{region}kms_key = 'alias/web'\n"), "`kms_key` is not the ARN of a key"),
+        (format!("{region}key = 'x'\n"), "unknown key `key`"),
+        (
+            format!("[publish.ami]\npublic = true\n{region}kms_key = 'arn:aws:kms:1'\n"),
+            "an AMI that a key encrypts cannot be public",
+        ),
+        (format!("[publish.ami]\nshare_with = ['1234']\n{region}"), "`1234` is nobody who could launch an AMI"),
+        (format!("[publish.ami]\nparameter = '/aws/web'\n{region}"), "`/aws/web` is not the name of a parameter"),
+        (format!("[publish.ami]\nchannel = 'Stable'\n{region}"), "`Stable` is not a channel name"),
+        (format!("[publish.registry]\nenabled = false\n{region}"), "AMIs are made of a version in the registry"),
+    ] {
+        refused(&body, &[expected]);
+    }
+}

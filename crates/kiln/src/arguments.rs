@@ -22,7 +22,7 @@ pub(crate) use self::{
     channel::{Channel, IntentArguments, Outdated, Promote, Revoke, Rollback},
     machine::{Clean, Completions, Doctor, Logs, Man, Ssh},
     proof::{Diff, KeyExport, KeyInit, KeyList, KeyRevoke, KeyTrust, KeyVerb, Sbom, SbomFormat, Verify},
-    publish::PublishVerb,
+    publish::{PublishVerb, Resume},
     published::{Export, Images, Pull, Push, Resolve, ResolveFormat, Show},
     registry::{RegistryArguments, RegistryInit, RegistryPrune, RegistryVerb, RegistryVerify},
     release::ReleaseVerb,
@@ -74,6 +74,8 @@ pub(crate) enum Verb {
     /// Bring a version to where machines start from it
     #[command(subcommand)]
     Publish(PublishVerb),
+    /// Go on with AMIs that were asked for and are not all there: after a deadline, a new log-in, a kill
+    Resume(Resume),
     /// Replace running machines by those of a version, or go back
     #[command(subcommand)]
     Release(ReleaseVerb),

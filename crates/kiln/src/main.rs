@@ -47,6 +47,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Diff(arguments) => in_runtime(verbs::diff::run(arguments)),
         Verb::Verify(arguments) => in_runtime(verbs::verify::run(arguments)),
         Verb::Export(arguments) => in_runtime(verbs::export::run(arguments)),
+        Verb::Resume(arguments) => in_runtime(verbs::publish::resume(arguments)),
         Verb::Publish(verb) => in_runtime(verbs::publish::run(verb)),
         Verb::Release(verb) => in_runtime(verbs::release::run(verb)),
         Verb::Promote(arguments) => verbs::channel::promote(arguments),

@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 use crate::{
     ByteSize, duration,
     plan::{
-        Base, Builder, Caching, Check, CheckKind, CheckpointKind, ImageVersion, OutputFormat, Plan, Qcow2Source, Step,
-        VersionSpec,
+        AmiRegion, AmiTarget, Base, Builder, Caching, Check, CheckKind, CheckpointKind, ImageVersion, OutputFormat,
+        Plan, Qcow2Source, Step, VersionSpec,
     },
 };
 
@@ -68,11 +68,42 @@ impl Plan {
             std::iter::once("qcow2").chain(self.outputs.iter().copied().map(format_name)).collect();
         writeln!(text, "\noutput {}", outputs.join(", "))?;
         writeln!(text, "publish {}", if self.publish.registry { "local registry" } else { "nowhere" })?;
+        self.publish.ami.iter().try_for_each(|target| write_amis(text, target))?;
         match self.awaited() {
             Some(image) => writeln!(text, "recipe known once {image} is built"),
             None => writeln!(text, "recipe {}", self.recipe),
         }
     }
+}
+
+fn write_amis(text: &mut String, target: &AmiTarget) -> std::fmt::Result {
+    let region = |(name, region): (&String, &AmiRegion)| {
+        let key = region.kms_key.as_ref().map(|key| format!(", key {}", line(key))).unwrap_or_default();
+        format!("{name}{}{key}", if region.required { "" } else { " (not required)" })
+    };
+    writeln!(text, "  AMIs in {}", target.regions.iter().map(region).collect::<Vec<_>>().join(", "))?;
+    let whom = target.share_with.iter().map(String::as_str).chain(target.public.then_some("EVERYBODY"));
+    let whom: Vec<_> = whom.collect();
+    if !whom.is_empty() {
+        writeln!(text, "    launched also by {}", line(&whom.join(", ")))?;
+    }
+    if let Some(seconds) = target.deprecate_after {
+        let after = match (seconds / 86_400, seconds % 86_400) {
+            (days, 0) => format!("{days} days"),
+            _ => duration::format(Duration::from_secs(seconds)),
+        };
+        writeln!(text, "    deprecated {after} after the bake")?;
+    }
+    if target.protect {
+        writeln!(text, "    protected from being deregistered")?;
+    }
+    if let Some(channel) = &target.channel {
+        writeln!(text, "    then channel {channel}")?;
+    }
+    if let Some(parameter) = &target.parameter {
+        writeln!(text, "    then parameter {parameter}")?;
+    }
+    Ok(())
 }
 
 fn base(base: &Base) -> String {

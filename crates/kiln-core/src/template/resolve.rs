@@ -2,6 +2,7 @@
 
 mod base;
 mod checks;
+mod publish;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,9 +19,9 @@ use crate::{
     Diagnostic, Diagnostics, Digest, ImageName, Version,
     expression::Scope,
     facts::{FactError, Facts, Inputs, ProvisionerFact},
-    keys::{IMAGE, Key, MATRIX, OUTPUT, PUBLISH, REGISTRY, TEMPLATE, VARIABLES, WAIVER},
+    keys::{IMAGE, Key, MATRIX, OUTPUT, TEMPLATE, VARIABLES, WAIVER},
     node::{At, Entry, Node, Report, Table, Value},
-    plan::{OutputFormat, Plan, Publish, VersionSpec, Waiver},
+    plan::{OutputFormat, Plan, VersionSpec, Waiver},
     shape::{self, Section},
 };
 
@@ -116,6 +117,7 @@ fn plan(
     let steps = steps.all(root.list("provision"));
     let checks = checks::all(report, &scope, root.list("check"));
     let waivers = waivers(report, root);
+    let publish = publish::publish(report, root);
     let (image, version, description) = image?;
     let mut plan = Plan {
         image,
@@ -129,10 +131,7 @@ fn plan(
         checks: checks?,
         waivers,
         outputs: outputs(root),
-        publish: {
-            let registry = root.section("publish", PUBLISH).section("registry", REGISTRY);
-            Publish { registry: registry.bool("enabled")?, placement: registry.bool("placement")? }
-        },
+        publish: publish?,
         recipe: Digest::of(b""),
         variables: values.plain.iter().map(|(name, value)| (name.clone(), as_text(value))).collect(),
         secrets: values.secrets.clone(),

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, Response},
 };
 use kiln_core::artifact::Artifact;
-use kiln_registry::{Parent, Record, Revoked};
+use kiln_registry::{Ami, Parent, Record, Revoked};
 use maud::{Markup, html};
 
 use super::{
@@ -47,6 +47,7 @@ struct Found {
     children: Vec<Parent>,
     before: Option<String>,
     log: bool,
+    amis: Vec<Ami>,
 }
 
 pub(super) async fn show(
@@ -80,7 +81,8 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, reference: &str, b
             let children = app.registry.descendants(&name)?;
             let channels = channels.into_iter().map(|channel| channel.to_string()).collect();
             let log = log::file(app, &record).is_some_and(|file| file.is_file());
-            Ok(Found { record, channels, revoked, lineage, children, before, log })
+            let amis = app.registry.amis(&record.artifact.image, &record.artifact.version)?;
+            Ok(Found { record, channels, revoked, lineage, children, before, log, amis })
         })
         .await?;
     let Artifact { image, version, description, .. } = &found.record.artifact;
@@ -96,6 +98,7 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, reference: &str, b
         @if let Some(bad) = &found.revoked { (warning(bad, now)) }
         (facts(&found, now))
         @if found.revoked.is_none() { (fetch(&found.record, base)) }
+        (amis(&found.amis, now))
         (building(&found.record.artifact))
         @if found.log { p { a.button href=(format!("/logs/{image}/{version}")) { "Log of the build" } } }
         (proof(&found.record.artifact))
@@ -176,6 +179,30 @@ fn fetch(record: &Record, base: &str) -> Markup {
                 "curl -C - -O " (base) (file("qcow2")) "\n"
                 "kiln pull " (image) "@" (version) " --registry " (base) "\n"
                 "skopeo copy docker://" (host) "/" (image) ":" (version.as_str().replace('+', "_")) " dir:" (image)
+            }
+        }
+    }
+}
+
+fn amis(amis: &[Ami], now: u64) -> Markup {
+    html! {
+        @if !amis.is_empty() {
+            section {
+                h2 { "AMIs" }
+                table.list {
+                    thead { tr { th { "Region" } th { "AMI" } th { "Snapshot" } th { "Account" } th { "Published" } } }
+                    tbody {
+                        @for ami in amis {
+                            tr {
+                                th scope="row" { (plain(&ami.region)) }
+                                td data-label="AMI" { code { (plain(&ami.ami)) } }
+                                td data-label="Snapshot" { code { (plain(&ami.snapshot)) } @if ami.kms_key.is_some() { span.muted { ", encrypted" } } }
+                                td data-label="Account" { (plain(&ami.account)) }
+                                td data-label="Published" { (when(ami.published, now)) }
+                            }
+                        }
+                    }
+                }
             }
         }
     }

@@ -51,6 +51,16 @@ pub(crate) struct PublishAmi {
     pub(crate) registry: RegistryArguments,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    /// The build that was to make them, as the failed command names it
+    #[arg(value_name = "BUILD")]
+    pub(crate) build: String,
+    /// Print the report of all regions as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// `eu-west-1`, `eu-west-1=arn:aws:kms:..`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RegionArgument {

@@ -1,5 +1,7 @@
 //! `kiln build`: bakes the images of templates, each when its base is there, and publishes each when it is proven.
 
+#[cfg(feature = "aws")]
+mod amis;
 mod ask;
 mod audit;
 mod graph;
@@ -16,7 +18,7 @@ use std::{
     collections::BTreeMap,
     env,
     io::{self, IsTerminal as _},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     thread,
 };
 
@@ -56,6 +58,8 @@ struct Session {
     stage: Stage,
     /// The builds that run, by their ids.
     running: Mutex<BTreeMap<String, Active>>,
+    /// An image is published, and not everywhere it was to go.
+    partly: AtomicBool,
     /// This program, which also runs as the guard of each build.
     kiln: std::path::PathBuf,
 }
@@ -89,6 +93,9 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
     if arguments.install {
         doctor::install_missing().await?;
     }
+    if !arguments.no_publish {
+        check_amis(&arguments, &plans).await?;
+    }
     release_interrupted(&dirs)?;
     let kiln = env::current_exe()
         .map_err(|error| Failure::new("cannot find kiln's own program").because(error.to_string()))?;
@@ -101,11 +108,27 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
     };
     let interruption = Interruption::listen()?;
     let running = Mutex::new(BTreeMap::new());
-    let session = Arc::new(Session { arguments, dirs, registry, shelf, interruption, stage, running, kiln });
+    let partly = AtomicBool::new(false);
+    let session = Arc::new(Session { arguments, dirs, registry, shelf, interruption, stage, running, partly, kiln });
     let mut work = Box::pin(walk::walk(session.clone(), graph, budget));
     tokio::select! {
         outcome = &mut work => outcome,
         () = session.announce_stop() => session.leave_at_once(),
+    }
+}
+
+/// Refuses AMIs that cannot be made, before anything slow begins.
+#[cfg(feature = "aws")]
+async fn check_amis(arguments: &Build, plans: &[&Plan]) -> Result<(), Failure> {
+    amis::check(plans, &surroundings::registry_path(&arguments.registry)?).await
+}
+
+#[cfg(not(feature = "aws"))]
+#[expect(clippy::unused_async, reason = "with the feature `aws` it waits")]
+async fn check_amis(_: &Build, plans: &[&Plan]) -> Result<(), Failure> {
+    match plans.iter().find(|plan| plan.publish.ami.is_some()) {
+        None => Ok(()),
+        Some(plan) => Err(crate::verbs::publish::without_aws().because(format!("{} has `[publish.ami]`", plan.image))),
     }
 }
 

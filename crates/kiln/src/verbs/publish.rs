@@ -2,14 +2,32 @@
 
 #[cfg(feature = "aws")]
 pub(crate) mod ami;
+#[cfg(feature = "aws")]
+pub(crate) mod job;
+#[cfg(feature = "aws")]
+mod resume;
 
-use crate::{arguments::PublishVerb, failure::Outcome};
+use crate::{
+    arguments::{PublishVerb, Resume},
+    failure::Outcome,
+};
 
 #[cfg(feature = "aws")]
 pub(crate) async fn run(verb: PublishVerb) -> Outcome {
     match verb {
         PublishVerb::Ami(arguments) => ami::run(arguments).await,
     }
+}
+
+#[cfg(feature = "aws")]
+pub(crate) async fn resume(arguments: Resume) -> Outcome {
+    resume::run(arguments).await
+}
+
+#[cfg(not(feature = "aws"))]
+#[expect(clippy::unused_async, reason = "with the feature `aws` it waits")]
+pub(crate) async fn resume(_: Resume) -> Outcome {
+    Err(without_aws())
 }
 
 #[cfg(not(feature = "aws"))]

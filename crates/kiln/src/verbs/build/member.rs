@@ -45,8 +45,20 @@ enum Ending {
 }
 
 impl Session {
+    /// Builds one image and brings it where else it is to go.
+    pub(super) async fn member(self: &Arc<Self>, node: Node) -> Result<Member, Failure> {
+        #[cfg(feature = "aws")]
+        let plan = node.plan.clone();
+        let member = self.baked(node).await?;
+        #[cfg(feature = "aws")]
+        if let Member::Done(Some(artifact)) | Member::UpToDate(artifact) = &member {
+            self.amis(&plan, artifact).await;
+        }
+        Ok(member)
+    }
+
     /// Builds one image, unless it is there already; over and over while somebody retries.
-    pub(super) async fn member(&self, node: Node) -> Result<Member, Failure> {
+    async fn baked(&self, node: Node) -> Result<Member, Failure> {
         if let Some(artifact) = self.nothing_to_do(&node).await? {
             return Ok(Member::UpToDate(Box::new(artifact)));
         }

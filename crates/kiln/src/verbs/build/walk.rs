@@ -1,6 +1,10 @@
 //! Goes through the graph: begins what may begin, hands each result to the builds that wait for it, and tells what became of all.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use kiln_core::{
     artifact::Artifact,
@@ -144,6 +148,7 @@ fn exit(session: &Session, schedule: &Schedule) -> Exit {
     let done = schedule.states.iter().filter(|state| **state == State::Done).count();
     match (done, schedule.states.len() - done) {
         _ if session.interruption.happened() => Exit::Interrupted,
+        (_, 0) if session.partly.load(Ordering::Relaxed) => Exit::Partial,
         (_, 0) => Exit::Done,
         (0, _) => Exit::Failed,
         _ => Exit::Partial,
