@@ -1,15 +1,17 @@
 //! Reading: what is published, and its files out again, verified.
 
-use std::{fmt, io, str::FromStr};
+use std::{fmt, io, str::FromStr, sync::Arc};
 
 use kiln_core::{Digest, ImageName, Version, artifact::Artifact, name::InvalidName};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Registry, RegistryError,
     content::{Content, LONGEST_MANIFEST},
     damage::Damage,
     durable::failed,
-    head::{Head, Listed, Record},
+    head::{Listed, Record},
+    heads::Known,
     record_key,
 };
 
@@ -30,7 +32,7 @@ pub enum Reference {
 }
 
 /// One line of the list of images.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSummary {
     pub image: ImageName,
     pub versions: usize,
@@ -40,19 +42,21 @@ pub struct ImageSummary {
 impl Registry {
     /// Every image that has a version, by name.
     pub fn images(&self) -> Result<Vec<ImageSummary>, RegistryError> {
-        let mut images = Vec::new();
-        for image in self.names()? {
-            let head = self.read_head(&image)?;
-            if let Some(newest) = head.versions.first() {
-                images.push(ImageSummary { image, versions: head.versions.len(), newest: newest.clone() });
-            }
-        }
-        Ok(images)
+        let summaries = self.names()?.into_iter().map(|image| self.summary(&image).map(|(summary, _)| summary));
+        summaries.filter_map(Result::transpose).collect()
+    }
+
+    /// An image in short, if it has a version, with the mark of the head that says so.
+    pub fn summary(&self, image: &ImageName) -> Result<(Option<ImageSummary>, Option<String>), RegistryError> {
+        let head = self.read_head(image)?;
+        let versions = head.versions.len();
+        let newest = head.versions.first().cloned();
+        Ok((newest.map(|newest| ImageSummary { image: image.clone(), versions, newest }), head.mark.0.clone()))
     }
 
     /// The versions of `image`, newest first.
     pub fn versions(&self, image: &ImageName) -> Result<Vec<Listed>, RegistryError> {
-        self.head(image).map(|head| head.versions)
+        self.head(image).map(|head| head.versions.clone())
     }
 
     /// What a version is and where it came from.
@@ -68,7 +72,7 @@ impl Registry {
     }
 
     /// The head of an image that has versions.
-    pub(crate) fn head(&self, image: &ImageName) -> Result<Head, RegistryError> {
+    pub(crate) fn head(&self, image: &ImageName) -> Result<Arc<Known>, RegistryError> {
         let head = self.read_head(image)?;
         if head.versions.is_empty() {
             let known = self.images()?.iter().map(|summary| summary.image.to_string()).collect();
@@ -78,7 +82,7 @@ impl Registry {
     }
 
     /// The version of `head` that is meant. Where a version and a channel could be meant, it is the version.
-    pub(crate) fn select<'a>(head: &'a Head, selector: &Selector) -> Result<&'a Listed, RegistryError> {
+    pub(crate) fn select<'a>(head: &'a Known, selector: &Selector) -> Result<&'a Listed, RegistryError> {
         let found = match &selector.reference {
             Reference::Newest => head.versions.first(),
             Reference::Disk(digest) => head.versions.iter().find(|listed| listed.disk == *digest),
@@ -105,7 +109,7 @@ impl Registry {
     }
 
     /// The record of a version that the head lists.
-    pub(crate) fn listed_record(&self, image: &ImageName, listed: &Listed) -> Result<Record, RegistryError> {
+    pub fn listed_record(&self, image: &ImageName, listed: &Listed) -> Result<Record, RegistryError> {
         let path = self.place.path(&record_key(image, &listed.version));
         let record = self.read_record(image, &listed.version)?;
         let record = record.ok_or_else(|| failed("read", &path)(io::ErrorKind::NotFound.into()))?;
@@ -150,7 +154,8 @@ impl Registry {
         }))
     }
 
-    pub(crate) fn names(&self) -> Result<Vec<ImageName>, RegistryError> {
+    /// The images, by name; also one whose first version is on its way.
+    pub fn names(&self) -> Result<Vec<ImageName>, RegistryError> {
         let names = self.place.names("images").map_err(failed("read", &self.place.path("images")))?;
         let mut names: Vec<ImageName> = names.iter().filter_map(|name| name.parse().ok()).collect();
         names.sort();

@@ -97,7 +97,8 @@ impl Registry {
         Ok(changes)
     }
 
-    pub(crate) fn change(&self, image: &ImageName, rev: u64) -> Result<Option<Change>, RegistryError> {
+    /// One revision of `image`, if it is there.
+    pub fn change(&self, image: &ImageName, rev: u64) -> Result<Option<Change>, RegistryError> {
         read_json(&*self.place, &log_key(image, rev))
     }
 
@@ -133,15 +134,17 @@ impl Registry {
     /// stored, so such a version is complete. The caller is within [`Registry::settled`].
     pub(crate) fn recover(&self, image: &ImageName, now: u64) -> Result<Head, RegistryError> {
         let head = self.finished(image)?;
-        // A retired version keeps its record, so that its name never means another disk.
-        let mut unlisted = self.unlisted_records(image, &head)?;
-        unlisted.retain(|record| !head.state.retired.contains_key(&record.artifact.version));
+        let unlisted = self.unlisted_records(image, &head)?;
         self.list(image, &head, &unlisted, "recovery", now)
     }
 
     /// The head of `image` with every revision that is logged.
     pub(crate) fn finished(&self, image: &ImageName) -> Result<Head, RegistryError> {
-        let mut head = self.read_head(image)?;
+        let mut head = Head::clone(&*self.read_head(image)?);
+        // Revisions have no gaps: only who finds the next one needs to know which is the last. A head that is lost says nothing.
+        if head.rev > 0 && self.change(image, head.rev + 1)?.is_none() {
+            return Ok(head);
+        }
         let Some(rev) = self.revisions(image)?.last().copied().filter(|rev| *rev > head.rev) else { return Ok(head) };
         let Some(change) = self.change(image, rev)? else { return Ok(head) };
         (head.rev, head.state) = (rev, change.state);
@@ -151,9 +154,7 @@ impl Registry {
             let records = self.unlisted_records(image, &head)?;
             let missing = head.unlisted(&records).into_iter();
             let published: Vec<_> = missing.filter(|record| versions.contains(&record.artifact.version)).collect();
-            for record in published {
-                head.versions.insert(0, record.listed());
-            }
+            head.put(&published);
         }
         // The name of the log entry may be younger than the last sync.
         self.place.settle(&format!("{}/log", image_key(image)))?;
@@ -168,15 +169,17 @@ impl Registry {
         }
     }
 
-    /// The records of `image` that `head` does not list.
+    /// The records of `image` that `head` neither lists nor retired: a retired version keeps its record, so that its name never means
+    /// another disk.
     fn unlisted_records(&self, image: &ImageName, head: &Head) -> Result<Vec<Record>, RegistryError> {
         let folder = format!("{}/v", image_key(image));
         let mut records = Vec::new();
+        let listed = head.listed_versions();
         for name in self.place.names(&folder).map_err(failed("read", &self.place.path(&folder)))? {
             let Some(version) = name.strip_suffix(".json").and_then(|name| name.parse::<Version>().ok()) else {
                 continue;
             };
-            if head.lists(&version).is_none() {
+            if !listed.contains(&version) && !head.state.retired.contains_key(&version) {
                 records.extend(self.read_record(image, &version)?);
             }
         }
@@ -198,9 +201,7 @@ impl Registry {
         }
         let mut next = head.clone();
         let versions: Vec<_> = missing.iter().map(|record| record.artifact.version.clone()).collect();
-        for record in missing {
-            next.versions.insert(0, record.listed());
-        }
+        next.put(&missing);
         self.commit(image, next, Action::Publish { versions }, (by, now), None)
     }
 
@@ -216,7 +217,7 @@ impl Registry {
         let mut next = head.clone();
         let version = record.artifact.version.clone();
         next.state.retired.remove(&version);
-        next.versions.insert(0, record.listed());
+        next.put(&[record]);
         self.commit(image, next, Action::Publish { versions: vec![version] }, (by, now), None)
     }
 

@@ -6,7 +6,8 @@ use kiln_core::{ChannelName, ImageName, Version};
 
 use crate::{
     Action, Change, Registry, RegistryError, Selector,
-    head::{Channel, Head, Listed},
+    head::{Channel, Listed},
+    heads::Known,
     lineage::Parent,
     place::Lease,
 };
@@ -37,12 +38,12 @@ pub struct Moved {
 impl Registry {
     /// The channels of `image`.
     pub fn channels(&self, image: &ImageName) -> Result<BTreeMap<ChannelName, Channel>, RegistryError> {
-        Ok(self.head(image)?.state.channels)
+        Ok(self.head(image)?.state.channels.clone())
     }
 
     /// The channels of `image` that take only proven versions.
     pub fn restricted(&self, image: &ImageName) -> Result<BTreeSet<ChannelName>, RegistryError> {
-        Ok(self.head(image)?.state.restricted)
+        Ok(self.head(image)?.state.restricted.clone())
     }
 
     /// The revisions that moved or restricted a channel of `image`, or only `channel`, oldest first.
@@ -121,19 +122,23 @@ impl Registry {
         self.head(image)?;
         let _leased = self.lease()?;
         self.settled(image, || {
-            let mut head = self.recover(image, intent.now)?;
+            let head = Known::of(self.recover(image, intent.now)?);
             if head.state.restricted.contains(channel) == restricted {
                 return Ok(false);
             }
             let action = if restricted {
                 let now = head.state.channels.get(channel).and_then(|now| head.lists(&now.version));
                 now.map(|now| self.refuse_unworthy(image, channel, now)).transpose()?;
-                head.state.restricted.insert(channel.clone());
                 Action::Restrict { channel: channel.clone() }
             } else {
-                head.state.restricted.remove(channel);
                 Action::Unrestrict { channel: channel.clone() }
             };
+            let mut head = head.into_head();
+            if restricted {
+                head.state.restricted.insert(channel.clone());
+            } else {
+                head.state.restricted.remove(channel);
+            }
             self.commit(image, head, action, (&intent.by, intent.now), intent.reason.clone())?;
             Ok(true)
         })
@@ -145,12 +150,12 @@ impl Registry {
         channel: &ChannelName,
         expected: Option<&Version>,
         intent: &Intent,
-        decide: impl Fn(&Head) -> Result<(Listed, Action), RegistryError>,
+        decide: impl Fn(&Known) -> Result<(Listed, Action), RegistryError>,
     ) -> Result<Moved, RegistryError> {
         self.head(image)?;
         let leased = self.lease()?;
         self.settled(image, || {
-            let mut head = self.recover(image, intent.now)?;
+            let head = Known::of(self.recover(image, intent.now)?);
             let now = head.state.channels.get(channel).cloned();
             let from = now.as_ref().map(|channel| channel.version.clone());
             if let Some(expected) = expected.filter(|expected| from.as_ref() != Some(expected)) {
@@ -172,6 +177,7 @@ impl Registry {
             leased.as_ref().map_or(Ok(()), Lease::check)?;
             let (version, disk, rev) = (to.version.clone(), to.disk, head.rev + 1);
             let pointer = Channel { version, disk, since: intent.now, by: intent.by.clone(), rev };
+            let mut head = head.into_head();
             head.state.channels.insert(channel.clone(), pointer);
             self.commit(image, head, action, (&intent.by, intent.now), intent.reason.clone())?;
             Ok(Moved { from, to: to.version, rev, already: false })
@@ -183,7 +189,7 @@ impl Registry {
         &self,
         image: &ImageName,
         channel: &ChannelName,
-        head: &Head,
+        head: &Known,
         now: u64,
     ) -> Result<Option<Version>, RegistryError> {
         for version in before(&self.log(image)?, channel) {
@@ -217,7 +223,7 @@ fn sound(channel: &ChannelName) -> Result<(), RegistryError> {
     Ok(())
 }
 
-fn unknown(image: &ImageName, channel: &ChannelName, head: &Head) -> RegistryError {
+fn unknown(image: &ImageName, channel: &ChannelName, head: &Known) -> RegistryError {
     let known = head.state.channels.keys().map(ToString::to_string).collect();
     RegistryError::UnknownChannel { image: image.clone(), channel: channel.clone(), known }
 }

@@ -85,7 +85,7 @@ impl Registry {
         // Before the lease it may have been retired, and its blobs collected.
         let Artifact { image, version, .. } = &record.artifact;
         let reference = Reference::Named(version.clone());
-        Self::select(&self.head(image)?, &Selector { image: image.clone(), reference })?;
+        Self::select(&*self.head(image)?, &Selector { image: image.clone(), reference })?;
         Ok(lease)
     }
 

@@ -1,7 +1,7 @@
 //! `head.json`: which versions of an image there are. The only file of an image that ever changes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
 };
 
@@ -124,16 +124,21 @@ impl Head {
         }
     }
 
-    pub(crate) fn lists(&self, version: &Version) -> Option<&Listed> {
-        self.versions.iter().find(|listed| listed.version == *version)
-    }
-
     /// Those of `records` that are not listed, in the order they were published.
     pub(crate) fn unlisted<'a>(&self, records: &'a [Record]) -> Vec<&'a Record> {
-        let mut missing: Vec<_> =
-            records.iter().filter(|record| self.lists(&record.artifact.version).is_none()).collect();
+        let listed = self.listed_versions();
+        let mut missing: Vec<_> = records.iter().filter(|record| !listed.contains(&record.artifact.version)).collect();
         missing.sort_by(|a, b| (a.published, &a.artifact.version).cmp(&(b.published, &b.artifact.version)));
         missing
+    }
+
+    pub(crate) fn listed_versions(&self) -> HashSet<&Version> {
+        self.versions.iter().map(|listed| &listed.version).collect()
+    }
+
+    /// Lists `records`, which are in the order they were published, as the newest.
+    pub(crate) fn put(&mut self, records: &[&Record]) {
+        self.versions.splice(..0, records.iter().rev().map(|record| record.listed()));
     }
 }
 
@@ -157,8 +162,8 @@ impl Record {
 }
 
 impl Registry {
-    /// The head of `image`; empty when nothing was published yet.
-    pub(crate) fn read_head(&self, image: &ImageName) -> Result<Head, RegistryError> {
+    /// The head of `image`, from where it lies; empty when nothing was published yet.
+    pub(crate) fn read_newest_head(&self, image: &ImageName) -> Result<Head, RegistryError> {
         let Some((head, mark)) = read_marked::<Head>(&*self.place, &head_key(image))? else { return Ok(Head::empty()) };
         Ok(Head { mark, ..head })
     }

@@ -35,6 +35,7 @@ mod error;
 mod export;
 mod filesystem;
 mod head;
+mod heads;
 mod lay_down;
 mod lineage;
 mod listing;
@@ -61,6 +62,7 @@ use kiln_io::signing::SigningKey;
 
 use self::{
     durable::failed,
+    heads::Heads,
     place::{Place, Records as _, bucket::Bucket, directory::Directory},
 };
 
@@ -77,7 +79,7 @@ pub use self::{
     error::{RegistryError, Shortage},
     head::{Channel, Listed, Record},
     lineage::{Outdated, Parent, Revocation, Revoked},
-    listing::{Entry, Listing},
+    listing::{Entry, Listing, Start},
     objects::{Condition, Folder, Meta, Objects, Tag},
     place::{Lease, StoredBlob},
     proof::{
@@ -105,6 +107,7 @@ const MARKER: &str = "{\"format\":2}\n";
 pub struct Registry {
     root: PathBuf,
     place: Arc<dyn Place>,
+    heads: Arc<Heads>,
     signer: Option<Arc<SigningKey>>,
     trust: Arc<Trust>,
 }
@@ -166,7 +169,7 @@ impl Registry {
     }
 
     fn at(root: PathBuf, place: Arc<dyn Place>) -> Self {
-        Self { root, place, signer: None, trust: Arc::default() }
+        Self { root, place, heads: Arc::default(), signer: None, trust: Arc::default() }
     }
 
     /// The same registry, where what is published is signed with `key`.

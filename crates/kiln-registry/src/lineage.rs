@@ -1,5 +1,7 @@
 //! Lineage and revocation: what a version was baked on, and what may not be used any more.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use kiln_core::{Digest, ImageName, Version, artifact::BaseRecord};
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +9,8 @@ use crate::{
     Action, Registry, RegistryError, Selector,
     catalog::Reference,
     channel::Intent,
-    head::{Head, Listed, Record},
+    head::{Listed, Record},
+    heads::{Known, Reading},
 };
 
 /// Nobody bakes on more bases; also the end of a lineage that somebody made a circle of.
@@ -52,13 +55,31 @@ pub struct Outdated {
     pub newer: Version,
 }
 
+impl Reading<'_> {
+    /// The revocation that holds at `now` for a version, its own or that of what it was baked on.
+    pub(crate) fn revoked(&self, version: &Parent, now: u64) -> Result<Option<Revoked>, RegistryError> {
+        let mut chain = vec![version.clone()];
+        while let Some(last) = chain.last().filter(|_| chain.len() <= DEEPEST) {
+            let head = self.head(&last.image)?;
+            if let Some(revocation) = head.state.revoked.get(&last.version).filter(|revocation| revocation.at <= now) {
+                return Ok(Some(Revoked { revocation: revocation.clone(), chain }));
+            }
+            match head.lists(&last.version).and_then(|listed| listed.parent.clone()) {
+                Some(parent) => chain.push(parent),
+                None => break,
+            }
+        }
+        Ok(None)
+    }
+}
+
 impl Registry {
     /// The version whose qcow2 has this SHA-256.
     pub fn with_qcow2(&self, digest: &Digest) -> Result<Option<Parent>, RegistryError> {
         for image in self.names()? {
             let Ok(head) = self.read_head(&image) else { continue };
-            if let Some(listed) = head.versions.into_iter().find(|listed| listed.qcow2 == *digest) {
-                return Ok(Some(Parent { image, version: listed.version }));
+            if let Some(listed) = head.versions.iter().find(|listed| listed.qcow2 == *digest) {
+                return Ok(Some(Parent { image, version: listed.version.clone() }));
             }
         }
         Ok(None)
@@ -77,18 +98,17 @@ impl Registry {
 
     /// The revocation that holds at `now` for a version, its own or that of what it was baked on.
     pub fn revoked(&self, version: &Parent, now: u64) -> Result<Option<Revoked>, RegistryError> {
-        let mut chain = vec![version.clone()];
-        while let Some(last) = chain.last().filter(|_| chain.len() <= DEEPEST) {
-            let head = self.read_head(&last.image)?;
-            if let Some(revocation) = head.state.revoked.get(&last.version).filter(|revocation| revocation.at <= now) {
-                return Ok(Some(Revoked { revocation: revocation.clone(), chain }));
-            }
-            match head.lists(&last.version).and_then(|listed| listed.parent.clone()) {
-                Some(parent) => chain.push(parent),
-                None => break,
-            }
-        }
-        Ok(None)
+        self.reading().revoked(version, now)
+    }
+
+    /// The same for many versions, in their order.
+    pub fn revocations(
+        &self,
+        versions: impl Iterator<Item = Parent>,
+        now: u64,
+    ) -> Result<Vec<Option<Revoked>>, RegistryError> {
+        let reading = self.reading();
+        versions.map(|version| reading.revoked(&version, now)).collect()
     }
 
     /// Refuses a version that is revoked at `now`.
@@ -108,7 +128,7 @@ impl Registry {
 
     pub(crate) fn select_usable<'a>(
         &self,
-        head: &'a Head,
+        head: &'a Known,
         selector: &Selector,
         now: u64,
         allowed: bool,
@@ -144,7 +164,7 @@ impl Registry {
 
     fn change_revocation(&self, version: &Parent, at: Option<u64>, intent: &Intent) -> Result<(), RegistryError> {
         let image = &version.image;
-        let mut head = self.recover(image, intent.now)?;
+        let head = Known::of(self.recover(image, intent.now)?);
         let selector = Selector { image: image.clone(), reference: Reference::Named(version.version.clone()) };
         let named = Self::select(&head, &selector)?.version.clone();
         // A channel is not a version: what it points to may move meanwhile.
@@ -170,6 +190,7 @@ impl Registry {
                 Some(revocation) => Action::Revoke { version: named.clone(), from: revocation.at },
                 None => Action::Lift { version: named.clone() },
             };
+            let mut head = head.into_head();
             match after {
                 Some(revocation) => head.state.revoked.insert(named, revocation),
                 None => head.state.revoked.remove(&named),
@@ -181,23 +202,25 @@ impl Registry {
 
     /// The versions that were baked on `version`, and those baked on them.
     pub fn descendants(&self, version: &Parent) -> Result<Vec<Parent>, RegistryError> {
-        let mut all = Vec::new();
+        let mut children: BTreeMap<Parent, Vec<Parent>> = BTreeMap::new();
         for image in self.names()? {
-            for listed in self.read_head(&image)?.versions {
-                all.extend(
-                    listed.parent.map(|parent| (parent, Parent { image: image.clone(), version: listed.version })),
-                );
+            for listed in &self.read_head(&image)?.versions {
+                if let Some(parent) = &listed.parent {
+                    let child = Parent { image: image.clone(), version: listed.version.clone() };
+                    children.entry(parent.clone()).or_default().push(child);
+                }
             }
         }
         let mut found = vec![version.clone()];
         let mut next = 0;
-        while let Some(parent) = found.get(next).cloned() {
-            let children = all.iter().filter(|(of, _)| *of == parent).map(|(_, child)| child.clone());
-            let new: Vec<_> = children.filter(|child| !found.contains(child)).collect();
-            found.extend(new);
+        while let Some(parent) = found.get(next) {
+            // A version that is named twice, by a circle that somebody made, is taken once.
+            found.extend(children.remove(parent).unwrap_or_default());
             next += 1;
         }
-        Ok(found.split_off(1))
+        let mut once = BTreeSet::from([version.clone()]);
+        found.retain(|child| once.insert(child.clone()));
+        Ok(found)
     }
 
     /// The newest version of each image whose base has a newer one: the newest, or the one `channel` points to.
@@ -212,8 +235,7 @@ impl Registry {
                 let selector = Selector { image: base.image.clone(), reference: Reference::Newest };
                 self.select_usable(&head, &selector, now, false).ok().map(|listed| listed.version.clone())
             };
-            let place = |version: &Version| head.versions.iter().position(|listed| listed.version == *version);
-            if let Some(newer) = newer.filter(|newer| place(newer) < place(&base.version)) {
+            if let Some(newer) = newer.filter(|newer| head.place(newer) < head.place(&base.version)) {
                 let image = Parent { image: summary.image, version: summary.newest.version };
                 outdated.push(Outdated { image, base, newer });
             }

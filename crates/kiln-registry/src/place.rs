@@ -17,7 +17,8 @@ pub(crate) trait Place: Records + Blobs + Leases {}
 
 impl<T: Records + Blobs + Leases> Place for T {}
 
-/// Which state of an object was read: nothing in a directory, where a lock is held; an `ETag` in a bucket.
+/// Which state of an object was read: its `ETag` in a bucket; in a directory the identity and the times of the file, when they are
+/// old enough that they will never stand for other bytes. Writers need it in a bucket only: in a directory they hold a lock.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Mark(pub(crate) Option<String>);
 
@@ -37,6 +38,9 @@ pub(crate) trait Records: fmt::Debug + Send + Sync {
 
     /// What lies directly under `folder`.
     fn names(&self, folder: &str) -> io::Result<Vec<String>>;
+
+    /// Which state `key` is in, as [`Records::read`] says it. The default where that cannot be told.
+    fn mark(&self, key: &str) -> io::Result<Mark>;
 
     /// When `key` was written last.
     fn modified(&self, key: &str) -> Option<SystemTime>;

@@ -71,7 +71,7 @@ impl Registry {
             self.refuse_revoked(parent, publication.now)?;
         }
         // Whether it can be read only decides how much is shared.
-        let newest = self.read_head(&artifact.image).ok().and_then(|head| head.versions.into_iter().next());
+        let newest = self.read_head(&artifact.image).ok().and_then(|head| head.versions.first().cloned());
         let previous = newest.and_then(|listed| self.listed_record(&artifact.image, &listed).ok());
         let previous = previous.and_then(|record| self.try_content(&record).ok()?.ok());
         let stored = self.store(artifact, files, previous.as_ref(), progress)?;
@@ -81,7 +81,7 @@ impl Registry {
 
     /// The version that `Auto` would choose now. Somebody may be quicker.
     pub fn next_version(&self, image: &ImageName, date: &str) -> Result<Version, RegistryError> {
-        next_calendar_version(&self.read_head(image)?, &calendar_prefix(date)?)
+        next_calendar_version(&*self.read_head(image)?, &calendar_prefix(date)?)
     }
 
     /// Gives what is stored its version: the record, then the head. `publishing` keeps collection away.

@@ -129,7 +129,7 @@ impl Registry {
         if let Some(parent) = &parent {
             self.refuse_revoked(parent, publication.now)?;
         }
-        let newest = self.read_head(&artifact.image).ok().and_then(|head| head.versions.into_iter().next());
+        let newest = self.read_head(&artifact.image).ok().and_then(|head| head.versions.first().cloned());
         let previous = newest.and_then(|listed| self.listed_record(&artifact.image, &listed).ok());
         let previous = previous.and_then(|record| self.try_content(&record).ok()?.ok());
         self.expand_all(&content, previous.as_ref())?;

@@ -5,9 +5,12 @@
 //! the head, then blobs that no listed version names are unlinked. Killed anywhere, the next collection goes on. When it
 //! cannot be told what a version needs, nothing is removed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use kiln_core::{Digest, Version};
+use kiln_core::{Digest, ImageName, Version};
 use serde::Serialize;
 
 use crate::{
@@ -15,10 +18,14 @@ use crate::{
     channel::{self, Intent},
     content::Content,
     head::{Head, Listed},
+    heads::Known,
     lay_down::Form,
     lineage::Parent,
     record_key,
 };
+
+/// Every image.
+type Heads = BTreeMap<ImageName, Arc<Known>>;
 
 /// What is kept besides what channels and kept versions need. Without any rule every version is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,24 +88,20 @@ impl Registry {
         };
         let versions = self.decide(&heads, rules, &mut in_use)?;
         let needed = self.needed(&heads, &versions)?;
-        for (image, head) in heads {
-            let gone = |listed: &&Listed| {
-                versions.iter().any(|verdict| {
-                    verdict.kept.is_none()
-                        && verdict.version.image == image
-                        && verdict.version.version == listed.version
-                })
-            };
-            let retired: BTreeMap<Version, Digest> =
-                head.versions.iter().filter(gone).map(|listed| (listed.version.clone(), listed.disk)).collect();
-            if retired.is_empty() {
-                continue;
-            }
-            let mut next = head.clone();
+        let mut retired: BTreeMap<&ImageName, BTreeMap<Version, Digest>> = BTreeMap::new();
+        for Verdict { version: Parent { image, version }, .. } in
+            versions.iter().filter(|verdict| verdict.kept.is_none())
+        {
+            let listed = heads.get(image).and_then(|head| head.lists(version));
+            retired.entry(image).or_default().extend(listed.map(|listed| (version.clone(), listed.disk)));
+        }
+        for (image, retired) in retired {
+            let Some(head) = heads.get(image) else { continue };
+            let mut next = Head::clone(head);
             next.versions.retain(|listed| !retired.contains_key(&listed.version));
             let action = Action::Retire { versions: retired.keys().cloned().collect() };
             next.state.retired.extend(retired);
-            self.commit(&image, next, action, (&intent.by, intent.now), intent.reason.clone())?;
+            self.commit(image, next, action, (&intent.by, intent.now), intent.reason.clone())?;
         }
         let unneeded = self.unneeded(&needed)?;
         self.place.remove(&unneeded, &alone)?;
@@ -106,19 +109,20 @@ impl Registry {
         Ok(Pruned { blobs: unneeded.len(), bytes: unneeded.iter().map(|(_, bytes)| bytes).sum(), versions })
     }
 
-    fn heads(&self) -> Result<BTreeMap<kiln_core::ImageName, Head>, RegistryError> {
+    /// As they lie there now: what is removed is not decided on what was read before.
+    fn heads(&self) -> Result<Heads, RegistryError> {
         self.names()?
             .into_iter()
             .map(|image| {
-                let head = self.read_head(&image)?;
-                Ok((image, head))
+                let head = Known::of(self.read_newest_head(&image)?);
+                Ok((image, Arc::new(head)))
             })
             .collect()
     }
 
     fn decide(
         &self,
-        heads: &BTreeMap<kiln_core::ImageName, Head>,
+        heads: &Heads,
         rules: &Rules,
         in_use: &mut dyn FnMut(&Parent) -> Result<bool, RegistryError>,
     ) -> Result<Vec<Verdict>, RegistryError> {
@@ -126,8 +130,9 @@ impl Registry {
         let mut parents = BTreeMap::new();
         for (image, head) in heads {
             let mut pointed = BTreeMap::<Version, String>::new();
+            let log = if head.state.channels.is_empty() { Vec::new() } else { self.log(image)? };
             for name in head.state.channels.keys() {
-                if let Some(version) = channel::before(&self.log(image)?, name).into_iter().next() {
+                if let Some(version) = channel::before(&log, name).into_iter().next() {
                     pointed.entry(version).or_insert_with(|| format!("a rollback of {name} goes there"));
                 }
             }
@@ -149,11 +154,12 @@ impl Registry {
         // What a kept version was baked on is kept, and what that was baked on.
         let kept = verdicts.iter().filter(|verdict| verdict.kept.is_some());
         let mut kept: Vec<_> = kept.map(|verdict| verdict.version.clone()).collect();
+        let places: BTreeMap<_, _> =
+            verdicts.iter().enumerate().map(|(place, verdict)| (verdict.version.clone(), place)).collect();
         while let Some(child) = kept.pop() {
             let Some(parent) = parents.get(&child) else { continue };
-            if let Some(verdict) =
-                verdicts.iter_mut().find(|verdict| verdict.version == *parent && verdict.kept.is_none())
-            {
+            let verdict = places.get(parent).and_then(|place| verdicts.get_mut(*place));
+            if let Some(verdict) = verdict.filter(|verdict| verdict.kept.is_none()) {
                 verdict.kept = Some(format!("{child} is baked on it"));
                 kept.push(parent.clone());
             }
@@ -162,11 +168,7 @@ impl Registry {
     }
 
     /// Every blob that the kept versions name.
-    fn needed(
-        &self,
-        heads: &BTreeMap<kiln_core::ImageName, Head>,
-        verdicts: &[Verdict],
-    ) -> Result<BTreeSet<Digest>, RegistryError> {
+    fn needed(&self, heads: &Heads, verdicts: &[Verdict]) -> Result<BTreeSet<Digest>, RegistryError> {
         let mut needed = BTreeSet::new();
         for verdict in verdicts.iter().filter(|verdict| verdict.kept.is_some()) {
             let Parent { image, version } = &verdict.version;

@@ -67,6 +67,10 @@ impl Records for Bucket {
         Ok(found.folders.into_iter().chain(found.objects.into_iter().map(|(name, _)| name)).collect())
     }
 
+    fn mark(&self, key: &str) -> io::Result<Mark> {
+        Ok(Mark(self.objects.stat(key)?.map(|meta| meta.tag.0)))
+    }
+
     fn modified(&self, key: &str) -> Option<SystemTime> {
         let meta = self.objects.stat(key).ok()??;
         Some(SystemTime::UNIX_EPOCH + Duration::from_secs(meta.modified))

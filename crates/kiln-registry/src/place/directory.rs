@@ -5,12 +5,16 @@ mod blobs;
 use std::{
     fs::{self, File, TryLockError},
     io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use kiln_core::ImageName;
-use kiln_io::fs::{holder, lock_within};
+use kiln_io::{
+    fs::{holder, lock_within},
+    time::{Clock as _, SystemClock},
+};
 
 use super::{Held, Lease, Leases, Mark, Records};
 use crate::{
@@ -22,6 +26,8 @@ use crate::{
 const COLLECTOR_WAITS: Duration = Duration::from_secs(3);
 /// How long one waits for the lock of an image.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// So long after its last change a file has a state that can be named.
+const SETTLED: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(crate) struct Directory {
@@ -68,11 +74,15 @@ impl Records for Directory {
     }
 
     fn read(&self, key: &str, longest: u64) -> io::Result<Option<(Vec<u8>, Mark)>> {
-        let mut bytes = Vec::new();
-        match File::open(self.root.join(key)).and_then(|file| file.take(longest + 1).read_to_end(&mut bytes)) {
-            Ok(_) => Ok(Some((bytes, Mark::default()))),
+        let read = File::open(self.root.join(key)).and_then(|file| {
+            let mark = mark(&file.metadata()?);
+            let mut bytes = Vec::new();
+            file.take(longest + 1).read_to_end(&mut bytes)?;
+            Ok((bytes, mark))
+        });
+        match read {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            read => read.map(Some),
         }
     }
 
@@ -95,6 +105,14 @@ impl Records for Directory {
             Err(error) => return Err(error),
         };
         entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn mark(&self, key: &str) -> io::Result<Mark> {
+        match fs::metadata(self.root.join(key)) {
+            Ok(metadata) => Ok(mark(&metadata)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Mark::default()),
+            Err(error) => Err(error),
+        }
     }
 
     fn modified(&self, key: &str) -> Option<SystemTime> {
@@ -192,6 +210,22 @@ impl Leases for Directory {
     fn attempts(&self) -> usize {
         1
     }
+}
+
+/// The state that a file is in. The kernel's times have steps of up to 10 ms, and the number of a removed file is given again: so a
+/// file that was changed just now has no name yet, as in the index of git.
+fn mark(file: &fs::Metadata) -> Mark {
+    let seconds = |seconds: i64, nanoseconds: i64| {
+        Some(Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanoseconds).ok()?))
+    };
+    let changed = seconds(file.ctime(), file.ctime_nsec());
+    let now = SystemClock::new().wall().duration_since(SystemTime::UNIX_EPOCH).ok();
+    let settled = changed.zip(now).is_some_and(|(changed, now)| changed + SETTLED <= now);
+    let name = || {
+        let times = (file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec());
+        format!("{}.{}.{}.{times:?}", file.dev(), file.ino(), file.size())
+    };
+    Mark(settled.then(name))
 }
 
 /// Takes the lock `path`. It is held for moments; one that is held for longer belongs to somebody who stands still.
