@@ -8,14 +8,15 @@ use std::{collections::BTreeMap, process::Command};
 use serde_json::Value;
 
 /// Each crate and the crates of the workspace that it may use.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("kiln-core", &[]),
     ("kiln-io", &["kiln-core"]),
     ("kiln-disk", &["kiln-core"]),
     ("kiln-provision", &["kiln-core", "kiln-io", "kiln-disk"]),
     ("kiln-build", &["kiln-core", "kiln-io", "kiln-disk", "kiln-provision"]),
     ("kiln-registry", &["kiln-core", "kiln-io", "kiln-disk"]),
-    ("kiln-serve", &["kiln-core", "kiln-io", "kiln-disk", "kiln-registry"]),
+    ("kiln-index", &["kiln-core", "kiln-registry"]),
+    ("kiln-serve", &["kiln-core", "kiln-io", "kiln-disk", "kiln-registry", "kiln-index"]),
     ("kiln-bucket", &["kiln-io", "kiln-registry"]),
     ("kiln-aws", &["kiln-core", "kiln-io", "kiln-disk", "kiln-registry"]),
     (
@@ -27,6 +28,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "kiln-provision",
             "kiln-build",
             "kiln-registry",
+            "kiln-index",
             "kiln-serve",
             "kiln-bucket",
             "kiln-aws",

@@ -22,7 +22,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 52] = [
+const VERBS: [&str; 53] = [
     "build",
     "validate",
     "plan",
@@ -60,6 +60,7 @@ const VERBS: [&str; 52] = [
     "registry init",
     "registry verify",
     "registry prune",
+    "registry index",
     "serve",
     "mirror",
     "pull",

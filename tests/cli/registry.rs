@@ -181,6 +181,8 @@ fn an_export_that_is_killed_leaves_nothing_beside_its_target() {
 fn a_damaged_image_is_not_exported_in_any_format() {
     let user = Home::apart("damaged");
     published(&user);
+    let indexed = user.kiln(&["registry", "index", "--json"]).ends_with(0);
+    assert!(indexed.stdout.contains("\"builds\""), "{indexed:?}");
     let whole = user.kiln(&["registry", "verify"]).ends_with(0);
     assert!(whole.stderr.starts_with("1 of 1 versions are whole: "), "{whole:?}");
     let segments = fs::read_dir(user.path("data/registry/blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());

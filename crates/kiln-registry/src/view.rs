@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use kiln_core::{Digest, ImageName};
+use kiln_core::{Digest, ImageName, Version};
 use kiln_disk::{
     CHUNK, SEGMENT,
     qcow2::canonical::{self, Metadata},
@@ -16,6 +16,7 @@ use kiln_disk::{
 use crate::{
     Attestation, Record, Registry, RegistryError,
     content::{Content, Descriptor, StoredSegment},
+    head::Listed,
     lay_down::{self, Form},
 };
 
@@ -108,25 +109,31 @@ impl Registry {
         Ok(about.flat_map(|record| record.attestations).collect())
     }
 
-    /// Whether a version of `image` that can be read names this blob.
-    pub fn names_blob(&self, image: &ImageName, digest: &Digest) -> Result<bool, RegistryError> {
-        for listed in self.versions(image)? {
-            let Ok(record) = self.listed_record(image, &listed) else { continue };
-            if record.manifest.digest == *digest || record.artifact.files.iter().any(|file| file.sha256 == *digest) {
-                return Ok(true);
-            }
-            if self
-                .statement_blobs(&record.attestations)
-                .is_ok_and(|blobs| blobs.iter().any(|(blob, _)| blob == digest))
-            {
-                return Ok(true);
-            }
-            let Ok(manifest) = self.blob_bytes(&record.manifest) else { continue };
-            if Content::blobs_of(&manifest).is_ok_and(|blobs| blobs.iter().any(|blob| blob.digest == *digest)) {
-                return Ok(true);
-            }
+    /// A version of `image` that names this blob and can be read. `near` is looked at first, then the newest: who fetches a version
+    /// asks for all of its blobs.
+    pub fn naming(
+        &self,
+        image: &ImageName,
+        digest: &Digest,
+        near: Option<&Version>,
+    ) -> Result<Option<Version>, RegistryError> {
+        let head = self.head(image)?;
+        let near = near.and_then(|near| head.lists(near));
+        let named = near.into_iter().chain(&head.versions).find(|listed| self.is_named(image, listed, digest));
+        Ok(named.map(|listed| listed.version.clone()))
+    }
+
+    fn is_named(&self, image: &ImageName, listed: &Listed, digest: &Digest) -> bool {
+        let Ok(record) = self.listed_record(image, listed) else { return false };
+        if record.manifest.digest == *digest || record.artifact.files.iter().any(|file| file.sha256 == *digest) {
+            return true;
         }
-        Ok(false)
+        let said = self.statement_blobs(&record.attestations);
+        if said.is_ok_and(|blobs| blobs.iter().any(|(blob, _)| blob == digest)) {
+            return true;
+        }
+        let Ok(manifest) = self.blob_bytes(&record.manifest) else { return false };
+        Content::blobs_of(&manifest).is_ok_and(|blobs| blobs.iter().any(|blob| blob.digest == *digest))
     }
 }
 

@@ -32,6 +32,7 @@ fn main() {
     let options = Options {
         listen: listen.parse().unwrap(),
         registry,
+        cache: None,
         tokens: Some(tokens),
         tls: None,
         builds: Some(scratch.0.join("builds")),

@@ -17,8 +17,8 @@ use axum::{
     response::IntoResponse as _,
     routing::{get, post, put},
 };
-use kiln_core::ImageName;
-use kiln_registry::Listing;
+use kiln_core::{ImageName, Version};
+use kiln_registry::{Entry, Listing, Start};
 use serde::Serialize;
 
 use self::query::Query;
@@ -34,6 +34,8 @@ use crate::{
 const OPENAPI: &str = include_str!("api/openapi.json");
 /// Versions in one answer, unless fewer are asked for.
 const PAGE: usize = 1000;
+/// The same of builds, which are longer.
+const BUILDS: usize = 100;
 
 pub(crate) type Answer = Result<Response<Body>, Problem>;
 
@@ -43,6 +45,7 @@ pub(crate) fn router() -> Router<Arc<App>> {
         .route("/images", get(images))
         .route("/outdated", get(outdated))
         .route("/images/{image}", get(image))
+        .route("/images/{image}/builds", get(builds))
         .route("/images/{image}/versions/{reference}", get(version))
         .route("/images/{image}/resolve/{reference}", get(resolve))
         .route("/images/{image}/channels", get(channels::list))
@@ -99,15 +102,21 @@ pub(crate) fn base(app: &App, headers: &HeaderMap) -> String {
     format!("{}://{host}", if app.tls { "https" } else { "http" })
 }
 
-async fn images(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer {
+async fn images(State(app): State<Arc<App>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Answer {
     let caller = app.tokens.caller(&headers)?;
     caller.require_any()?;
-    let images = app.on_disk(|app| app.registry.images()).await?;
-    let images = images
+    let images = app.on_disk(|app| app.index.images()).await?;
+    let query = Query::parse(query.as_deref());
+    let after = query.get("after").map(parse::<ImageName>).transpose()?;
+    let limit = query.number("limit").and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX).max(1);
+    let mut images = images
         .into_iter()
+        .filter(|summary| after.as_ref().is_none_or(|after| summary.image > *after))
         .filter(|summary| caller.may(Scope::Read, &summary.image))
         .map(|summary| wire::ImageEntry { image: summary.image, versions: summary.versions, newest: summary.newest });
-    json(&wire::Images { images: images.collect() })
+    let page: Vec<_> = images.by_ref().take(limit).collect();
+    let next = images.next().and(page.last()).map(|last| last.image.clone());
+    json(&wire::Images { images: page, next })
 }
 
 /// `?channel=stable`: compared with what this channel of the base points to.
@@ -129,18 +138,49 @@ async fn image(
 ) -> Answer {
     let (_, image) = allowed(&app, &headers, Scope::Read, &image)?;
     let query = Query::parse(query.as_deref());
-    let limit = query.number("limit").and_then(|limit| usize::try_from(limit).ok()).unwrap_or(PAGE).clamp(1, PAGE);
-    let now = app.now();
-    let Listing { image, rev, channels, mut versions } =
-        app.on_disk(move |app| app.registry.listing(&image, now)).await?;
-    if let Some(after) = query.get("after") {
-        let place = versions.iter().position(|entry| entry.listed.version.as_str() == after);
-        let place = place.ok_or_else(|| Problem::bad_request(format!("`{after}` is not a version of `{image}`")))?;
-        versions.drain(..=place);
-    }
-    let next = versions.get(limit - 1).filter(|_| versions.len() > limit).map(|entry| entry.listed.version.clone());
-    versions.truncate(limit);
+    let Listing { image, rev, channels, count, start, versions } = page(&app, image, &query, PAGE).await?;
+    let next = next(&versions, count - start);
     json(&wire::Image { image, rev, channels, versions, next })
+}
+
+/// The versions that `after` and `limit` ask for, at most `most`.
+async fn page(app: &Arc<App>, image: ImageName, query: &Query, most: usize) -> Result<Listing, Problem> {
+    let limit = query.number("limit").and_then(|limit| usize::try_from(limit).ok()).unwrap_or(most).clamp(1, most);
+    let after: Option<Version> = query.get("after").map(parse).transpose()?;
+    let (now, name) = (app.now(), image.clone());
+    let asked = after.clone();
+    let page = app.on_disk(move |app| {
+        let start = asked.as_ref().map_or(Start::Newest, Start::After);
+        app.registry.page(&name, start, limit, now)
+    });
+    page.await.map_err(|problem| match after {
+        Some(after) if problem.kind.ends_with(":unknown-version") => {
+            Problem::bad_request(format!("`{after}` is not a version of `{image}`"))
+        }
+        _ => problem,
+    })
+}
+
+/// Where the next page begins, if there are more than `versions` of the `left` ones.
+fn next(versions: &[Entry], left: usize) -> Option<Version> {
+    versions.last().filter(|_| versions.len() < left).map(|entry| entry.listed.version.clone())
+}
+
+/// How versions were built, with steps and times, newest first.
+async fn builds(
+    State(app): State<Arc<App>>,
+    Path(image): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Answer {
+    let (_, image) = allowed(&app, &headers, Scope::Read, &image)?;
+    let Listing { image, count, start, versions, .. } =
+        page(&app, image, &Query::parse(query.as_deref()), BUILDS).await?;
+    let next = next(&versions, count - start);
+    let name = image.clone();
+    let builds =
+        app.on_disk(move |app| Ok(app.index.builds(&name, versions.iter().map(|entry| &entry.listed)))).await?;
+    json(&wire::Builds { image, builds: builds.into_iter().flatten().collect(), next })
 }
 
 async fn version(

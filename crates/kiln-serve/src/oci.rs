@@ -122,7 +122,7 @@ fn readable(app: &App, headers: &HeaderMap, image: &str) -> Result<ImageName, Re
 async fn catalog(app: &Arc<App>, headers: &HeaderMap, query: &Query) -> Answer {
     let caller = app.tokens.caller(headers)?;
     caller.require_any()?;
-    let images = app.on_disk(|app| app.registry.images()).await?;
+    let images = app.on_disk(|app| app.index.images()).await?;
     let names = images.into_iter().map(|summary| summary.image).filter(|image| caller.may(Scope::Read, image));
     let (names, next) = page(names.map(|image| image.to_string()).collect(), query);
     let link = next.map(|(n, last)| format!("</v2/_catalog?n={n}&last={last}>; rel=\"next\""));
@@ -188,7 +188,7 @@ async fn manifest(app: &Arc<App>, headers: &HeaderMap, method: &Method, image: &
     let bytes = app
         .on_disk(move |app| {
             app.registry.versions(&name)?;
-            if closed && !app.registry.names_blob(&name, &digest)? {
+            if closed && !app.names_blob(&name, &digest)? {
                 return Ok(None);
             }
             let bytes = app.registry.small_blob(&digest, kiln_registry::LONGEST_MANIFEST)?;
@@ -231,7 +231,7 @@ pub(crate) async fn blob_of(
     let (blob, closed) = (digest, !app.tokens.public());
     let found = app
         .on_disk(move |app| {
-            if closed && !app.registry.names_blob(&image, &blob)? {
+            if closed && !app.names_blob(&image, &blob)? {
                 return Ok(None);
             }
             let Ok(stored) = app.registry.open_blob(&blob) else { return Ok(None) };

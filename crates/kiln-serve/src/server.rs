@@ -22,6 +22,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use kiln_index::Index;
 use kiln_io::time::Clock;
 use kiln_registry::Registry;
 use tokio::{
@@ -54,6 +55,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 pub struct Options {
     pub listen: SocketAddr,
     pub registry: Registry,
+    /// Where the index of the registry is kept; without it, in memory.
+    pub cache: Option<PathBuf>,
     /// Where the tokens are; without it everybody reads and nobody changes anything.
     pub tokens: Option<PathBuf>,
     /// Certificate and key, in PEM.
@@ -100,7 +103,14 @@ impl Server {
         let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let log = Arc::clone(&options.log);
-        let mut app = App::new(options.registry, tokens, options.clock, options.log, options.url, tls.is_some());
+        let mut app = App::new(
+            Index::new(options.registry, options.cache.as_deref()),
+            tokens,
+            options.clock,
+            options.log,
+            options.url,
+            tls.is_some(),
+        );
         app.builds = options.builds;
         let app = Arc::new(app);
         let router = router(Arc::clone(&app));
@@ -242,7 +252,7 @@ async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> R
 
 /// Whether the registry can be read.
 async fn ready(State(app): State<Arc<App>>) -> Response<Body> {
-    match app.on_disk(|app| app.registry.images()).await {
+    match app.on_disk(|app| app.index.images()).await {
         Ok(_) => "ready\n".into_response(),
         Err(mut problem) => {
             problem.status = 503;
@@ -252,7 +262,7 @@ async fn ready(State(app): State<Arc<App>>) -> Response<Body> {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Result<Response<Body>, Problem> {
-    let images = app.on_disk(|app| app.registry.images()).await?;
+    let images = app.on_disk(|app| app.index.images()).await?;
     let versions = images.iter().map(|image| image.versions).sum();
     let streams = crate::state::STREAMS - app.streams.available_permits();
     let text = app.metrics.text(images.len(), versions, streams);

@@ -8,7 +8,8 @@ use std::{
     time::SystemTime,
 };
 
-use kiln_core::Digest;
+use kiln_core::{Digest, ImageName, Version};
+use kiln_index::Index;
 use kiln_io::time::Clock;
 use kiln_registry::{Pieces, Record, Registry, RegistryError, View};
 use tokio::sync::{Notify, Semaphore};
@@ -32,6 +33,7 @@ pub(crate) type Log = Arc<dyn Fn(&str) + Send + Sync>;
 /// The server's state.
 pub(crate) struct App {
     pub(crate) registry: Registry,
+    pub(crate) index: Index,
     pub(crate) tokens: TokensFile,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) log: Log,
@@ -49,6 +51,8 @@ pub(crate) struct App {
     /// Something was changed through this server.
     pub(crate) changed: Notify,
     views: Mutex<VecDeque<(Digest, String, Arc<View>)>>,
+    /// The version of each image that named the blob that was asked for last.
+    near: Mutex<HashMap<ImageName, Version>>,
     /// SHA-256 of files that no record has, by disk and format.
     sums: Mutex<HashMap<(Digest, String), Digest>>,
 }
@@ -61,7 +65,7 @@ impl fmt::Debug for App {
 
 impl App {
     pub(crate) fn new(
-        registry: Registry,
+        index: Index,
         tokens: TokensFile,
         clock: Arc<dyn Clock>,
         log: Log,
@@ -69,7 +73,8 @@ impl App {
         tls: bool,
     ) -> Self {
         Self {
-            registry,
+            registry: index.registry().clone(),
+            index,
             tokens,
             clock,
             log,
@@ -84,6 +89,7 @@ impl App {
             holds: Holds::default(),
             changed: Notify::new(),
             views: Mutex::default(),
+            near: Mutex::default(),
             sums: Mutex::default(),
         }
     }
@@ -115,6 +121,16 @@ impl App {
             views.pop_front();
         }
         Ok(view)
+    }
+
+    /// Whether a version of `image` names this blob.
+    pub(crate) fn names_blob(&self, image: &ImageName, blob: &Digest) -> Result<bool, RegistryError> {
+        let near = self.near.lock().unwrap_or_else(PoisonError::into_inner).get(image).cloned();
+        let found = self.registry.naming(image, blob, near.as_ref())?;
+        if let Some(version) = found.clone().filter(|found| near.as_ref() != Some(found)) {
+            self.near.lock().unwrap_or_else(PoisonError::into_inner).insert(image.clone(), version);
+        }
+        Ok(found.is_some())
     }
 
     /// The SHA-256 of the file of `record` in `format`, if it is known without reading the file.

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Images {
     pub images: Vec<ImageEntry>,
+    /// There are more behind this image: ask again with `?after=`. Only when a `?limit=` was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<ImageName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +30,17 @@ pub struct Image {
     pub channels: BTreeMap<ChannelName, Channel>,
     /// Newest first.
     pub versions: Vec<Entry>,
+    /// There are more behind this version: ask again with `?after=`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Version>,
+}
+
+/// `GET /api/v1/images/NAME/builds`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Builds {
+    pub image: ImageName,
+    /// Of the newest version first. A version whose record cannot be read has none.
+    pub builds: Vec<kiln_index::Build>,
     /// There are more behind this version: ask again with `?after=`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Version>,

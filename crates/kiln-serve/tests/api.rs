@@ -47,6 +47,18 @@ fn lists_shows_and_resolves() {
     assert_eq!((&image["versions"][0]["version"], &image["next"]), (&json!("1.1.0"), &json!("1.1.0")));
     let (_, rest) = server.json(&[], "/api/v1/images/web?after=1.1.0");
     assert_eq!((rest["versions"].as_array().unwrap().len(), &rest["versions"][0]["version"]), (1, &json!("1.0.0")));
+    for (path, count) in [("?limit=1", 1), ("?after=vm", 1), ("?after=web", 0), ("", 1)] {
+        let (_, images) = server.json(&[], &format!("/api/v1/images{path}"));
+        assert_eq!(images["images"].as_array().unwrap().len(), count, "{path}: {images}");
+        assert!(images.get("next").is_none(), "there is no more: {images}");
+    }
+    let (_, built) = server.json(&[], "/api/v1/images/web/builds?limit=1");
+    assert_eq!((&built["builds"][0]["version"], &built["next"]), (&json!("1.1.0"), &json!("1.1.0")));
+    assert!(built["builds"][0]["qcow2"].is_u64() && built["builds"][0]["steps"].is_array(), "{built}");
+    let (_, rest) = server.json(&[], "/api/v1/images/web/builds?after=1.1.0");
+    assert_eq!((&rest["builds"][0]["version"], rest.get("next")), (&json!("1.0.0"), None));
+    assert_eq!(server.json(&[], "/api/v1/images/web/builds?after=9").0, 400);
+    assert_eq!(server.json(&[], "/api/v1/images/web?after=9").0, 400);
     let (_, shown) = server.json(&[], "/api/v1/images/web/versions/latest");
     assert_eq!(shown["artifact"]["version"], "1.1.0");
     let (_, facts) = server.json(&[], "/api/v1/images/web/resolve/1.0.0");

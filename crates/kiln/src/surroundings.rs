@@ -70,6 +70,11 @@ pub(crate) fn refuse_server(path: &Path) -> Result<(), Failure> {
     }
 }
 
+/// Where indices of registries are kept; nowhere without a home.
+pub(crate) fn index() -> Option<PathBuf> {
+    dirs().ok().map(|dirs| dirs.cache.join("index"))
+}
+
 /// The bucket that is named as a registry, if one is.
 pub(crate) fn bucket(path: &Path) -> Result<Option<Address>, Failure> {
     Ok(path.to_str().filter(|text| Address::is_one(text)).map(Address::parse).transpose()?)

@@ -30,7 +30,7 @@ pub(crate) async fn history(
 ) -> Answer {
     let (_, image) = allowed(&app, &headers, Scope::Read, &image)?;
     let channel: ChannelName = parse(&channel)?;
-    let changes = app.on_disk(move |app| app.registry.history(&image, Some(&channel))).await?;
+    let changes = app.on_disk(move |app| app.index.history(&image, &channel)).await?;
     let rev = changes.last().map_or(0, |change| change.rev);
     json(&wire::Log { changes: changes.into_iter().rev().collect(), rev })
 }

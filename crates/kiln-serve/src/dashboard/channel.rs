@@ -40,7 +40,7 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, channel: &str) -> 
     let (name, wanted) = (image.clone(), channel.clone());
     let (listing, mut changes) = app
         .on_disk(move |app| {
-            let changes = app.registry.history(&name, Some(&wanted))?;
+            let changes = app.index.history(&name, &wanted)?;
             Ok((app.registry.listing(&name, now)?, changes))
         })
         .await?;

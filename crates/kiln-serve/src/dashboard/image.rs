@@ -7,8 +7,9 @@ use axum::{
     extract::{Path, RawQuery, State},
     http::{HeaderMap, Response},
 };
-use kiln_core::ImageName;
-use kiln_registry::{Entry, Listing, Record, Reference, Selector};
+use kiln_core::{ImageName, Version};
+use kiln_index::Build;
+use kiln_registry::{Entry, Listing, Parent, RegistryError, Revoked, Start};
 use maud::{Markup, html};
 
 use super::{
@@ -43,37 +44,40 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, query: &Query) -> 
     let image: ImageName = parse(image)?;
     visitor.caller.require(Scope::Read, &image)?;
     let (now, name) = (app.now(), image.clone());
-    let after = query.get("after").map(str::to_owned);
-    let (listing, start, records) = app
+    let after = query.get("after").map(parse::<Version>).transpose()?;
+    let (listing, builds, pointed) = app
         .on_disk(move |app| {
-            let listing = app.registry.listing(&name, now)?;
-            let after = after
-                .and_then(|after| listing.versions.iter().position(|entry| entry.listed.version.as_str() == after));
-            let start = after.map_or(0, |place| place + 1);
-            let record = |entry: &Entry| {
-                let reference = Reference::Named(entry.listed.version.clone());
-                app.registry.record(&Selector { image: name.clone(), reference }).ok()
-            };
-            let records: Vec<_> = listing.versions.iter().skip(start).take(PAGE).map(record).collect();
-            Ok((listing, start, records))
+            let start = after.as_ref().map_or(Start::Newest, Start::After);
+            let listing = match app.registry.page(&name, start, PAGE, now) {
+                // The version was removed since the page before was made.
+                Err(RegistryError::UnknownVersion { .. }) => app.registry.page(&name, Start::Newest, PAGE, now),
+                page => page,
+            }?;
+            let builds = app.index.builds(&name, listing.versions.iter().map(|entry| &entry.listed));
+            let pointed = listing
+                .channels
+                .values()
+                .map(|channel| Parent { image: name.clone(), version: channel.version.clone() });
+            let pointed = app.registry.revocations(pointed, now)?;
+            Ok((listing, builds, pointed))
         })
         .await?;
-    let shown = &listing.versions[start..(start + records.len()).min(listing.versions.len())];
-    let description = records.iter().flatten().next().and_then(|record| record.artifact.description.clone());
-    let more = listing.versions.len() > start + records.len();
+    let shown = &listing.versions;
+    let description = builds.iter().flatten().next().and_then(|build| build.description.clone());
+    let more = listing.count > listing.start + shown.len();
     Ok(html! {
         div.title {
             h1 { (image) }
             @if let Some(text) = &description { p.muted { (plain(text)) } }
         }
-        (channels(&listing, now))
+        (channels(&listing, &pointed, now))
         div.plots {
-            (plots(&image, &records))
+            (plots(&image, &builds))
         }
         section {
             form action=(format!("/diff/{image}")) {
                 div.title {
-                    h2 { "Versions " span.count { (listing.versions.len()) } }
+                    h2 { "Versions " span.count { (listing.count) } }
                     @if shown.len() > 1 { button type="submit" { "Compare" } }
                 }
                 table.list {
@@ -82,8 +86,8 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, query: &Query) -> 
                         th { "Version" } th { "Marks" } th.number { "Size" } th.number { "Built in" } th { "Baked on" } th { "Published" }
                     } }
                     tbody {
-                        @for (number, (entry, record)) in shown.iter().zip(&records).enumerate() {
-                            (line(&image, entry, record.as_ref(), (number, shown.len()), now))
+                        @for (number, (entry, build)) in shown.iter().zip(&builds).enumerate() {
+                            (line(&image, entry, build.as_ref(), (number, shown.len()), now))
                         }
                     }
                 }
@@ -96,15 +100,14 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, query: &Query) -> 
     })
 }
 
-fn channels(listing: &Listing, now: u64) -> Markup {
+fn channels(listing: &Listing, pointed: &[Option<Revoked>], now: u64) -> Markup {
     let image = &listing.image;
     html! {
         @if listing.channels.is_empty() {
             p.muted { "No channel points to a version yet: " code { "kiln promote " (image) " VERSION --to stable" } }
         } @else {
             div.cards {
-                @for (name, found) in &listing.channels {
-                    @let bad = listing.versions.iter().find(|entry| entry.listed.version == found.version).and_then(|entry| entry.revoked.as_ref());
+                @for ((name, found), bad) in listing.channels.iter().zip(pointed) {
                     section.card.channel {
                         div { (channel(image, name.as_str())) @if let Some(bad) = bad { " " (revoked(&bad.revocation.reason)) } }
                         a.version.large href=(format!("/images/{image}/{}", found.version)) { (found.version) }
@@ -116,32 +119,26 @@ fn channels(listing: &Listing, now: u64) -> Markup {
     }
 }
 
-fn plots(image: &ImageName, records: &[Option<Record>]) -> Markup {
-    let points = |value: fn(&Record) -> Option<u64>| -> Vec<Point> {
-        let point = |record: &Record| {
-            let version = &record.artifact.version;
+fn plots(image: &ImageName, builds: &[Option<Build>]) -> Markup {
+    let points = |value: fn(&Build) -> Option<u64>| -> Vec<Point> {
+        let point = |build: &Build| {
+            let version = &build.version;
             let href = format!("/images/{image}/{version}");
-            value(record).map(|value| Point { label: version.to_string(), value, href })
+            value(build).map(|value| Point { label: version.to_string(), value, href })
         };
-        records.iter().rev().flatten().filter_map(point).collect()
+        builds.iter().rev().flatten().filter_map(point).collect()
     };
-    let sizes = points(|record| record.file("qcow2").map(|file| file.bytes));
-    let times = points(|record| Some(record.artifact.times.values().sum::<u64>()).filter(|sum| *sum > 0));
+    let sizes = points(|build| build.qcow2);
+    let times = points(|build| Some(build.duration()).filter(|sum| *sum > 0));
     html! {
         (plot::line("Size of the qcow2", &sizes, Scale::Bytes, size))
         (plot::line("Duration of the build", &times, Scale::Time, duration))
     }
 }
 
-fn line(
-    image: &ImageName,
-    entry: &Entry,
-    record: Option<&Record>,
-    (number, count): (usize, usize),
-    now: u64,
-) -> Markup {
+fn line(image: &ImageName, entry: &Entry, build: Option<&Build>, (number, count): (usize, usize), now: u64) -> Markup {
     let version = &entry.listed.version;
-    let built = record.map_or(0, |record| record.artifact.times.values().sum::<u64>());
+    let built = build.map_or(0, Build::duration);
     html! {
         tr.revoked[entry.revoked.is_some()] {
             @if count > 1 {
@@ -155,12 +152,12 @@ fn line(
                     @if let Some(found) = &entry.revoked { (revoked(&found.revocation.reason)) }
                 }
             }
-            td.number data-label="Size" { (record.and_then(|record| record.file("qcow2")).map_or_else(String::new, |file| size(file.bytes))) }
+            td.number data-label="Size" { (build.and_then(|build| build.qcow2).map_or_else(String::new, size)) }
             td.number data-label="Built in" { @if built > 0 { (duration(built)) } }
             td data-label="Baked on" {
                 @match &entry.listed.parent {
                     Some(parent) => a href=(format!("/images/{}/{}", parent.image, parent.version)) { (parent) },
-                    None => span.muted { (record.map_or_else(String::new, |record| plain(&record.artifact.base.name))) },
+                    None => span.muted { (build.map_or_else(String::new, |build| plain(&build.base))) },
                 }
             }
             td data-label="Published" { (when(entry.listed.published, now)) }

@@ -7,7 +7,8 @@ use axum::{
     extract::{RawQuery, State},
     http::{HeaderMap, Response},
 };
-use kiln_registry::{Entry, Listing, Record, RegistryError, Selector};
+use kiln_index::Build;
+use kiln_registry::{Listing, RegistryError, Start};
 use maud::{Markup, html};
 
 use super::{
@@ -26,7 +27,7 @@ const SPARK: usize = 12;
 #[derive(Debug)]
 struct Row {
     listing: Listing,
-    newest: Option<Record>,
+    newest: Option<Build>,
     sizes: Vec<u64>,
 }
 
@@ -43,12 +44,12 @@ async fn body(app: &Arc<App>, visitor: &Visitor, query: &Query) -> Result<Markup
     let (now, text) = (app.now(), wanted.clone());
     let (rows, count) = app
         .on_disk(move |app| {
-            let names = app.registry.stamps()?.into_keys();
+            let names = app.registry.names()?.into_iter();
             let mut names: Vec<_> =
                 names.filter(|name| caller.may(Scope::Read, name) && name.as_str().contains(&text)).collect();
             let count = names.len();
             names = names.into_iter().skip((number - 1).saturating_mul(PAGE)).take(PAGE).collect();
-            let row = |name| match app.registry.listing(&name, now) {
+            let row = |name| match app.registry.page(&name, Start::Newest, SPARK, now) {
                 Ok(listing) => Some(Ok(row(app, listing))),
                 // Its first publish is under way.
                 Err(RegistryError::UnknownImage { .. }) => None,
@@ -81,14 +82,10 @@ async fn body(app: &Arc<App>, visitor: &Visitor, query: &Query) -> Result<Markup
 }
 
 fn row(app: &App, listing: Listing) -> Row {
-    let record = |entry: &Entry| {
-        let reference = kiln_registry::Reference::Named(entry.listed.version.clone());
-        app.registry.record(&Selector { image: listing.image.clone(), reference }).ok()
-    };
-    let records: Vec<_> = listing.versions.iter().take(SPARK).filter_map(record).collect();
-    let mut sizes: Vec<_> = records.iter().filter_map(|record| record.file("qcow2")).map(|file| file.bytes).collect();
+    let builds = app.index.builds(&listing.image, listing.versions.iter().map(|entry| &entry.listed));
+    let mut sizes: Vec<_> = builds.iter().flatten().filter_map(|build| build.qcow2).collect();
     sizes.reverse();
-    Row { newest: records.into_iter().next(), sizes, listing }
+    Row { newest: builds.into_iter().next().flatten(), sizes, listing }
 }
 
 fn line(row: &Row, now: u64) -> Markup {
@@ -98,7 +95,7 @@ fn line(row: &Row, now: u64) -> Markup {
         tr {
             th scope="row" {
                 a href=(format!("/images/{image}")) { (image) }
-                @if let Some(text) = row.newest.as_ref().and_then(|record| record.artifact.description.as_ref()) {
+                @if let Some(text) = row.newest.as_ref().and_then(|build| build.description.as_ref()) {
                     span.muted.description { (super::page::plain(text)) }
                 }
             }
@@ -114,7 +111,7 @@ fn line(row: &Row, now: u64) -> Markup {
             }
             td.number data-label="Size" { (row.sizes.last().map_or_else(String::new, |bytes| size(*bytes))) }
             td.wide { (plot::spark(&row.sizes)) }
-            td.number data-label="Versions" { (versions.len()) }
+            td.number data-label="Versions" { (row.listing.count) }
             td data-label="Published" { (when(newest.listed.published, now)) }
         }
     }

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, Response},
 };
 use kiln_core::artifact::Artifact;
-use kiln_registry::{Ami, Parent, Record, Revoked};
+use kiln_registry::{Ami, Parent, Record, Revoked, Start};
 use maud::{Markup, html};
 
 use super::{
@@ -69,14 +69,13 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, reference: &str, b
     let found = app
         .on_disk(move |app| {
             let record = app.registry.record(&selector)?;
-            let listing = app.registry.listing(&selector.image, now)?;
             let version = &record.artifact.version;
             let name = Parent { image: selector.image.clone(), version: version.clone() };
-            let place = listing.versions.iter().position(|entry| entry.listed.version == *version);
-            let entry = place.and_then(|place| listing.versions.get(place)).cloned();
-            let before = place.and_then(|place| listing.versions.get(place + 1));
-            let before = before.map(|entry| entry.listed.version.to_string());
-            let (channels, revoked) = entry.map(|entry| (entry.channels, entry.revoked)).unwrap_or_default();
+            // The version and the one before it.
+            let found = app.registry.page(&selector.image, Start::At(version), 2, now)?;
+            let mut found = found.versions.into_iter();
+            let (channels, revoked) = found.next().map(|entry| (entry.channels, entry.revoked)).unwrap_or_default();
+            let before = found.next().map(|entry| entry.listed.version.to_string());
             let lineage = app.registry.lineage(&name)?;
             let children = app.registry.descendants(&name)?;
             let channels = channels.into_iter().map(|channel| channel.to_string()).collect();

@@ -74,6 +74,7 @@ impl Serving {
         let options = Options {
             listen: "127.0.0.1:0".parse().unwrap(),
             registry: registry.clone(),
+            cache: Some(scratch.0.join("index")),
             tokens,
             tls,
             builds: Some(scratch.0.join("builds")),

@@ -21,6 +21,17 @@ pub(crate) enum RegistryVerb {
     Verify(RegistryVerify),
     /// Say which versions and blobs are not needed any more, and why the others are kept; remove them with --remove
     Prune(RegistryPrune),
+    /// Make the index of lists and pages anew; without this it is made, and kept as the registry is, by whoever needs it
+    Index(RegistryIndex),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegistryIndex {
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! `kiln promote`, `kiln rollback` and `kiln channel`: pointers to versions, and how they moved.
 
 use kiln_core::{ChannelName, ImageName};
+use kiln_index::Index;
 use kiln_registry::{Action, Intent, Moved, Selector};
 use kiln_serve::wire;
 use serde_json::json;
@@ -124,7 +125,8 @@ fn list(place: &Place, arguments: &Channel) -> Outcome {
 fn history(place: &Place, arguments: &Channel, channel: &ChannelName) -> Outcome {
     let changes = match place {
         Place::Here(registry) => {
-            let mut changes = registry.history(&arguments.image, Some(channel))?;
+            let index = Index::new(registry.clone(), surroundings::index().as_deref());
+            let mut changes = index.history(&arguments.image, channel)?;
             changes.reverse();
             changes
         }

@@ -1,6 +1,7 @@
 //! `kiln images`: what is published.
 
 use kiln_core::ImageName;
+use kiln_index::Index;
 use kiln_registry::{ImageSummary, Listed};
 use kiln_serve::wire::ImageEntry;
 
@@ -47,7 +48,8 @@ fn images(place: &Place, json: bool) -> Outcome {
                 let ImageSummary { image, versions, newest } = summary;
                 ImageEntry { image, versions, newest }
             };
-            registry.images()?.into_iter().map(entry).collect()
+            let index = Index::new(registry.clone(), surroundings::index().as_deref());
+            index.images()?.into_iter().map(entry).collect()
         }
         Place::There(remote) => surroundings::wait(remote.images())?.images,
     };

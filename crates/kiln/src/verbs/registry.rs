@@ -2,10 +2,11 @@
 
 use kiln_bucket::S3;
 use kiln_core::ByteSize;
+use kiln_index::{Index, Indexed};
 use kiln_registry::{Intent, Registry, Report, Rules};
 
 use crate::{
-    arguments::{RegistryInit, RegistryPrune, RegistryVerb, RegistryVerify},
+    arguments::{RegistryIndex, RegistryInit, RegistryPrune, RegistryVerb, RegistryVerify},
     calendar::Moment,
     failure::{Exit, Failure, Outcome},
     output,
@@ -18,7 +19,26 @@ pub(crate) async fn run(verb: RegistryVerb) -> Outcome {
         RegistryVerb::Init(arguments) => init(&arguments),
         RegistryVerb::Verify(arguments) => verify(arguments).await,
         RegistryVerb::Prune(arguments) => prune(&arguments),
+        RegistryVerb::Index(arguments) => index(&arguments),
     }
+}
+
+fn index(arguments: &RegistryIndex) -> Outcome {
+    let registry = surroundings::registry(&arguments.registry)?;
+    let directory = surroundings::dirs()?.cache.join("index");
+    let index = Index::new(registry, Some(&directory));
+    let Some(indexed) = index.rebuild()? else {
+        return Err(Failure::new(format!("no index can be kept in `{}`", directory.display()))
+            .hint("lists and pages are made from the objects meanwhile, which takes longer and is as right"));
+    };
+    if arguments.json {
+        output::json(&indexed)?;
+    } else {
+        let path = index.path().unwrap_or(&directory).display();
+        let Indexed { images, builds, .. } = indexed;
+        output::talk(&format!("`{path}` has {images} images with {builds} builds and their histories"));
+    }
+    Ok(Exit::Done)
 }
 
 /// Connections from which a bucket is raced.

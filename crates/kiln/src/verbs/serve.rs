@@ -33,6 +33,7 @@ pub(crate) async fn run(arguments: Serve) -> Outcome {
         listen: arguments.listen,
         // With this user's keys: what a channel moves to is signed, and what a restricted one takes is proven.
         registry: surroundings::open(&directory)?,
+        cache: surroundings::index(),
         tokens: arguments.tokens,
         tls,
         builds: arguments.builds,
