@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "it prints figures")]
 
 mod bake;
+mod growth;
 mod measure;
 mod packer;
 mod place;
@@ -17,7 +18,7 @@ mod ssh;
 
 use std::process::ExitCode;
 
-const PARTS: [(&str, &str); 8] = [
+const PARTS: [(&str, &str); 9] = [
     ("bake", "a whole bake of nginx on Debian 12, beside Packer's QEMU builder on the same base"),
     (
         "rebake",
@@ -31,6 +32,7 @@ const PARTS: [(&str, &str); 8] = [
     ("files", "500 files of 1 KiB over a round trip of 40 ms, beside `tar | ssh` and Packer"),
     ("file", "one file of 500 MiB on loopback, beside `scp` and Packer"),
     ("serve", "a qcow2 over loopback from `kiln serve`, beside `cp`; its memory; resolving per second"),
+    ("growth", "a registry at 100, 1,000 and 10,000 versions: publishing, resolving, lists, pages, collection, bytes"),
     ("seal", "sealing a Debian disk, beside `qemu-img convert -c` with zlib and with zstd"),
 ];
 
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
                 "files" => runtime.block_on(ssh::files()),
                 "file" => runtime.block_on(ssh::file()),
                 "serve" => runtime.block_on(serve::run()),
+                "growth" => growth::run(),
                 _ => runtime.block_on(seal::run()),
             }
         }

@@ -27,22 +27,18 @@ use crate::{
 /// Clients that ask at once.
 const CLIENTS: usize = 4;
 const ASKING: Duration = Duration::from_secs(5);
+/// Whether the server's memory grows shows over so many rounds of downloads.
+const ROUNDS: usize = 12;
+const AT_ONCE: usize = 16;
 
 pub(crate) async fn run() {
     let work = tempfile::tempdir().expect("a directory to work in");
     let base = debian().await;
     let artifact = sealed(work.path(), &base.disk);
     let registry = Registry::open(&work.path().join("registry")).expect("a registry");
-    let publication = Publication {
-        version: VersionSpec::Fixed("1.0.0".parse().expect("a version")),
-        date: "2026-11-21".to_owned(),
-        now: 1,
-        by: "bench".to_owned(),
-        allow_revoked: false,
-    };
-    registry.publish(&artifact, work.path(), &publication, &Quiet).expect("publish");
+    registry.publish(&artifact, work.path(), &fixed("1.0.0"), &Quiet).expect("publish");
     let (mut child, address) = serve(registry.root());
-    let before = memory(&child);
+    let before = memory(&child, "VmRSS:");
 
     let (qcow2, copy) = (work.path().join("web.qcow2"), work.path().join("copy"));
     println!("qcow2: {} MiB", artifact.files[0].bytes >> 20);
@@ -54,25 +50,39 @@ pub(crate) async fn run() {
         fetch(&copy);
         row(&format!("serve {form}"), fetch(&copy), "cp of the qcow2", copied);
     }
-    let many: Vec<_> = (0..8)
+    println!("resolved a second by {CLIENTS} clients: {}", resolved(&address));
+    let rounds: Vec<_> = (0..ROUNDS)
         .map(|_| {
-            let url = format!("http://{address}/images/web/1.0.0/disk.qcow2");
-            Command::new("curl").args(["-sf", "-o", "/dev/null", &url]).spawn().expect("curl")
+            let many = ["qcow2", "raw", "raw.zst", "qcow2"].iter().cycle().take(AT_ONCE).map(|form| {
+                let url = format!("http://{address}/images/web/1.0.0/disk.{form}");
+                Command::new("curl").args(["-sf", "-o", "/dev/null", &url]).spawn().expect("curl")
+            });
+            for mut one in many.collect::<Vec<_>>() {
+                assert!(one.wait().expect("curl ends").success(), "a download failed");
+            }
+            format!("{}", memory(&child, "VmRSS:") >> 10)
         })
         .collect();
-    for mut one in many {
-        assert!(one.wait().expect("curl ends").success(), "a download failed");
-    }
     println!(
-        "memory of the server: {before} KiB before, {} KiB at most, 8 downloads at once among them",
-        memory(&child)
+        "memory of the server before: {} MiB; after each of {ROUNDS} rounds of {AT_ONCE} downloads at once:",
+        before >> 10
     );
-    println!("resolved a second by {CLIENTS} clients: {}", resolved(&address));
+    println!("{} MiB; at most {} MiB", rounds.join(", "), memory(&child, "VmHWM:") >> 10);
     let _ = child.kill();
     let _ = child.wait();
 }
 
-fn sealed(work: &Path, disk: &Path) -> Artifact {
+pub(crate) fn fixed(version: &str) -> Publication {
+    Publication {
+        version: VersionSpec::Fixed(version.parse().expect("a version")),
+        date: "2026-11-21".to_owned(),
+        now: 1,
+        by: "bench".to_owned(),
+        allow_revoked: false,
+    }
+}
+
+pub(crate) fn sealed(work: &Path, disk: &Path) -> Artifact {
     let qcow2 = work.join("web.qcow2");
     let guest = GuestDisk::open(&[DiskFile::raw(disk)]).expect("open the disk");
     let sealed = seal::seal(&guest, &qcow2, &seal::Options::default()).expect("seal the disk");
@@ -91,7 +101,7 @@ fn sealed(work: &Path, disk: &Path) -> Artifact {
     serde_json::from_value(artifact.take()).expect("an artifact")
 }
 
-fn serve(registry: &Path) -> (Child, String) {
+pub(crate) fn serve(registry: &Path) -> (Child, String) {
     let mut command = Command::new(kiln());
     command.args(["serve", "--listen", "127.0.0.1:0", "--registry"]).arg(registry).stderr(Stdio::piped());
     let mut child = command.spawn().expect("start the server");
@@ -102,29 +112,20 @@ fn serve(registry: &Path) -> (Child, String) {
     (child, address)
 }
 
-/// The most memory that a process ever had, in KiB.
-fn memory(child: &Child) -> u64 {
+/// The memory of a process, in KiB: `VmRSS:` now, `VmHWM:` at most.
+fn memory(child: &Child, which: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("its status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
+    let line = status.lines().find_map(|line| line.strip_prefix(which)).expect("its memory");
     line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
 }
 
 fn resolved(address: &str) -> u64 {
     let asking = |_| {
-        let address = address.to_owned();
+        let mut asked = Asked::new(address);
         std::thread::spawn(move || {
-            let mut stream = TcpStream::connect(&address).expect("connect");
-            let request = format!("GET /api/v1/images/web/resolve/latest HTTP/1.1\r\nHost: {address}\r\n\r\n");
-            let (begun, mut count, mut buffer) = (Instant::now(), 0_u64, vec![0; 16 << 10]);
+            let (begun, mut count) = (Instant::now(), 0_u64);
             while begun.elapsed() < ASKING {
-                stream.write_all(request.as_bytes()).expect("ask");
-                let mut have = 0;
-                // An answer is small and ends with its object.
-                while have == 0 || buffer[have - 1] != b'}' {
-                    let read = stream.read(&mut buffer[have..]).expect("an answer");
-                    assert!(read > 0, "the server hung up");
-                    have += read;
-                }
+                asked.whole("/api/v1/images/web/resolve/latest");
                 count += 1;
             }
             count
@@ -132,4 +133,37 @@ fn resolved(address: &str) -> u64 {
     };
     let clients: Vec<_> = (0..CLIENTS).map(asking).collect();
     clients.into_iter().map(|client| client.join().expect("a client")).sum::<u64>() / ASKING.as_secs()
+}
+
+/// One connection to a server.
+pub(crate) struct Asked {
+    stream: BufReader<TcpStream>,
+    address: String,
+}
+
+impl Asked {
+    pub(crate) fn new(address: &str) -> Self {
+        let stream = BufReader::new(TcpStream::connect(address).expect("connect"));
+        Self { stream, address: address.to_owned() }
+    }
+
+    /// The answer to a `GET`, which must be a good one.
+    pub(crate) fn whole(&mut self, path: &str) -> Vec<u8> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address);
+        self.stream.get_mut().write_all(request.as_bytes()).expect("ask");
+        let (mut length, mut line) = (None, String::new());
+        loop {
+            line.clear();
+            assert!(self.stream.read_line(&mut line).expect("an answer") > 0, "the server hung up");
+            assert!(!line.starts_with("HTTP/") || line.contains(" 200 "), "{path}: {line}");
+            if line == "\r\n" {
+                break;
+            }
+            let field = line.to_ascii_lowercase();
+            length = length.or(field.strip_prefix("content-length:").and_then(|length| length.trim().parse().ok()));
+        }
+        let mut body = vec![0; length.expect("an answer says how long it is")];
+        self.stream.read_exact(&mut body).expect("the answer to its end");
+        body
+    }
 }
