@@ -57,6 +57,26 @@ pub struct Region {
     pub(crate) caller: Caller,
 }
 
+impl Region {
+    /// The same for what is done after somebody asked to stop.
+    pub(crate) fn afterwards(&self) -> Self {
+        Self {
+            account: self.account.clone(),
+            name: self.name.clone(),
+            ec2: self.ec2.clone(),
+            ebs: self.ebs.clone(),
+            ssm: self.ssm.clone(),
+            autoscaling: self.autoscaling.clone(),
+            caller: self.caller.afterwards(),
+        }
+    }
+
+    /// How long ago the last thing was made, as far as it matters: what was certainly seen was made long ago.
+    pub(crate) fn seen_since(&self, doubtful: bool) -> Duration {
+        if doubtful { Duration::ZERO } else { self.caller.patience.visible }
+    }
+}
+
 impl Account {
     /// Asks whose the credentials of the environment are. `region` is where it asks.
     pub async fn open(access: Access, region: &str) -> Result<Self, AwsError> {

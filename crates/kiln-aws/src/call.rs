@@ -81,6 +81,18 @@ enum Trouble {
 }
 
 impl Caller {
+    /// The same for what is done after somebody asked to stop.
+    pub(crate) fn afterwards(&self) -> Self {
+        Self {
+            region: self.region.clone(),
+            clock: self.clock.clone(),
+            cancel: CancellationToken::new(),
+            patience: self.patience,
+            pace: Pace::up_to(self.patience.retry.max / 4),
+            watch: self.watch.clone(),
+        }
+    }
+
     /// Sends what `send` makes until there is an answer.
     pub(crate) async fn call<T, E, F>(
         &self,
@@ -228,6 +240,8 @@ fn of_code(code: &str, status: u16) -> Trouble {
         | "SnapshotCreationPerVolumeRateExceeded"
         | "TooManyRequestsException" => Trouble::Throttled,
         "DependencyViolation" | "InvalidSnapshot.InUse" => Trouble::InUse,
+        // EC2 says so with status 500, but asking again at once is no use.
+        "InsufficientInstanceCapacity" => Trouble::Final,
         code if is_missing(code) => Trouble::Missing,
         _ if status == 429 => Trouble::Throttled,
         _ if status >= 500 => Trouble::Lost,
@@ -266,6 +280,7 @@ mod tests {
             ("PendingSnapshotLimitExceeded", 400, Trouble::Throttled),
             ("InvalidSnapshot.InUse", 400, Trouble::InUse),
             ("DependencyViolation", 400, Trouble::InUse),
+            ("InsufficientInstanceCapacity", 500, Trouble::Final),
         ];
         for (code, status, expected) in cases {
             assert_eq!(of_code(code, status), expected, "{code}");

@@ -1,6 +1,6 @@
 //! What can go wrong with an account.
 
-use std::io;
+use std::{io, time::Duration};
 
 use kiln_core::{Digest, ImageName, Version};
 use kiln_io::ledger::LedgerError;
@@ -41,6 +41,26 @@ pub enum AwsError {
     NoTemplate { group: String, region: String, why: &'static str },
     #[error("the launch template of the group `{group}` in {region} does not say what it replaced")]
     NothingBefore { group: String, region: String },
+    #[error("there is no AMI {wanted} in {region}")]
+    NoAmi { wanted: String, region: String },
+    #[error("the AMI {ami} is owned by {owner}, not by {expected}")]
+    OtherOwner { ami: String, owner: String, expected: String },
+    #[error("the AMI {ami} in {region} cannot be baked on: {reason}")]
+    Unfit { ami: String, region: String, reason: String },
+    #[error("no subnet in {region} is as asked for")]
+    NoSubnet { region: String },
+    #[error("{found} VPCs in {region} are as asked for, and it must be one")]
+    NotOneVpc { region: String, found: usize },
+    #[error("cannot tell the address that the instance sees this machine at: {reason}")]
+    Caller { reason: String },
+    #[error("{region} has no room for {types} in {zones}: {last}")]
+    NoCapacity { region: String, types: String, zones: String, last: String },
+    #[error("the instance {instance} in {region} is {state}: {reason}")]
+    Instance { instance: String, region: String, state: String, reason: String },
+    #[error("the instance {instance} in {region} did not power off within {}", kiln_core::duration::format(*limit))]
+    StaysUp { instance: String, region: String, limit: Duration },
+    #[error("cannot write the disk of the instance")]
+    File(#[source] io::Error),
     #[error("stopped")]
     Stopped,
     #[error(transparent)]
@@ -80,8 +100,19 @@ impl AwsError {
                 Some("a release needs a group with one launch template, alone or in a mixed instances policy".to_owned())
             }
             Self::NothingBefore { .. } => Some("release the version that is meant with `kiln release start`".to_owned()),
+            Self::NoCapacity { .. } => Some("name further `instance_types` or `zones` in `[builder.ec2]`, or try later".to_owned()),
+            Self::NoSubnet { .. } | Self::NotOneVpc { .. } => {
+                Some("name it with `subnet` or `vpc` in `[builder.ec2]`, by its id or by filters".to_owned())
+            }
+            Self::Caller { .. } => Some("say it with `source` in `[builder.ec2]`".to_owned()),
+            Self::OtherOwner { .. } => Some("somebody else may have published it under that name; look at it before you trust it".to_owned()),
             Self::Registry(error) => error.hint(),
             Self::Refused { .. }
+            | Self::NoAmi { .. }
+            | Self::Unfit { .. }
+            | Self::Instance { .. }
+            | Self::StaysUp { .. }
+            | Self::File(_)
             | Self::Incomplete { .. }
             | Self::Disk(_)
             | Self::Journal(_)

@@ -1,4 +1,4 @@
-//! Sealed images as AMIs, without an instance: what changed of a disk goes up block by block, is read back, and is registered.
+//! Sealed images as AMIs: what changed of a disk goes up block by block, is read back, and is registered.
 //!
 //! ```text
 //! account    who we are, and a client for each region
@@ -12,6 +12,7 @@
 //! publish    the way through all of these in one region, and in all that were asked for
 //! parameter, launch_template, release   what machines start from it
 //! retention  old AMIs, withdrawn and later deleted
+//! builder    an instance that a bake runs in, until its disk is here
 //! reconcile  what a dead kiln left in an account, released by its intent
 //! ```
 //!
@@ -22,6 +23,7 @@
 
 mod account;
 pub mod blocks;
+mod builder;
 mod call;
 mod error;
 mod image;
@@ -39,6 +41,7 @@ mod upload;
 
 pub use self::{
     account::{Access, Account, Region, StandIn},
+    builder::{Instance, Wanted},
     call::Patience,
     error::AwsError,
     publish::{Outcome, Place, Published, Publisher, Report},

@@ -32,7 +32,7 @@ impl Region {
         Ok(before)
     }
 
-    async fn parameter(&self, name: &str) -> Result<Option<String>, AwsError> {
+    pub(crate) async fn parameter(&self, name: &str) -> Result<Option<String>, AwsError> {
         let read = || self.ssm.get_parameter().name(name).send();
         match self.caller.call("GetParameter", Age::Old, read).await {
             Ok(answer) => Ok(answer.parameter.and_then(|parameter| parameter.value)),

@@ -29,7 +29,7 @@ impl Region {
         let expected = blocks::to_write(content, parent.map(|parent| &parent.content), snapshot.unwritten());
         let found = match parent {
             Some(parent) => self.changed_blocks(&parent.snapshot, &snapshot.id).await?,
-            None => self.blocks(&snapshot.id).await?,
+            None => self.blocks(&snapshot.id).await?.0,
         };
         let differs = |block| AwsError::Differs { snapshot: snapshot.id.clone(), region: self.name.clone(), block };
         // All that was to be written is there. What else there is, is compared too: it may be what was there before.
@@ -67,8 +67,8 @@ impl Region {
         }
     }
 
-    /// The blocks that were ever written to `snapshot` or its ancestors.
-    async fn blocks(&self, snapshot: &str) -> Result<BTreeMap<u32, String>, AwsError> {
+    /// The blocks that were ever written to `snapshot` or its ancestors, and the size of its volume in GiB.
+    pub(crate) async fn blocks(&self, snapshot: &str) -> Result<(BTreeMap<u32, String>, u64), AwsError> {
         let (mut found, mut next) = (BTreeMap::new(), None);
         loop {
             let list = || {
@@ -76,16 +76,18 @@ impl Region {
                 request.max_results(PAGE).set_next_token(next.clone()).send()
             };
             let page = self.caller.call("ListSnapshotBlocks", Age::New, list).await?;
+            let size = page.volume_size.and_then(|gib| u64::try_from(gib).ok());
             let blocks = page.blocks.unwrap_or_default();
             found.extend(blocks.into_iter().filter_map(|block| number(block.block_index, block.block_token)));
             next = page.next_token.filter(|token| !token.is_empty());
             if next.is_none() {
-                return Ok(found);
+                let size = size.ok_or_else(|| self.caller.incomplete("ListSnapshotBlocks", "VolumeSize"))?;
+                return Ok((found, size));
             }
         }
     }
 
-    async fn block(&self, snapshot: &str, block: u32, token: String) -> Result<(u32, Vec<u8>), AwsError> {
+    pub(crate) async fn block(&self, snapshot: &str, block: u32, token: String) -> Result<(u32, Vec<u8>), AwsError> {
         let index = i32::try_from(block).unwrap_or(i32::MAX);
         let read = || async {
             let request = self.ebs.get_snapshot_block().snapshot_id(snapshot).block_index(index).block_token(&token);

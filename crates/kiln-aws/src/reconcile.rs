@@ -8,7 +8,7 @@ use kiln_io::{
     time::{Attempt, Policy, poll_until},
 };
 
-use crate::{Access, Account, Region, error::AwsError, intent::PROVIDER, publish::is_recorded};
+use crate::{Access, Account, Region, builder::is_temporary, error::AwsError, intent::PROVIDER, publish::is_recorded};
 
 /// What was released of some builds.
 #[derive(Debug, Default)]
@@ -72,7 +72,12 @@ fn age(dirs: &Dirs, build: &str, region: &Region) -> Duration {
 }
 
 /// Deletes what carries the intent, until nothing more can come to light.
-async fn release(region: &Region, remote: &Remote, age: Duration, released: &mut Released) -> Result<(), AwsError> {
+pub(crate) async fn release(
+    region: &Region,
+    remote: &Remote,
+    age: Duration,
+    released: &mut Released,
+) -> Result<(), AwsError> {
     let caller = &region.caller;
     let policy = Policy { deadline: caller.patience.visible.saturating_sub(age), ..caller.patience.progress };
     let found = std::sync::Mutex::new(Vec::new());
@@ -103,6 +108,9 @@ async fn release(region: &Region, remote: &Remote, age: Duration, released: &mut
 
 /// Deletes what can be seen now: AMIs first, then the snapshots under them. What is recorded stays.
 async fn sweep(region: &Region, remote: &Remote) -> Result<Vec<(String, bool)>, AwsError> {
+    if is_temporary(remote) {
+        return Ok(region.dismantle(&remote.intent).await?.into_iter().map(|id| (id, true)).collect());
+    }
     let recorded = |id: &str| is_recorded(&remote.catalog, &remote.subject, id);
     let mut found = Vec::new();
     for image in region.images_of(&remote.intent).await? {

@@ -288,7 +288,7 @@ impl Region {
         }
     }
 
-    async fn completed(&self, snapshot: &str) -> Result<(), AwsError> {
+    pub(crate) async fn completed(&self, snapshot: &str) -> Result<(), AwsError> {
         self.caller.wait("the snapshot", || self.look_at(snapshot)).await
     }
 

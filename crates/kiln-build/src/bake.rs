@@ -3,25 +3,18 @@
 //! One plain async function. Each phase hands a typed value to the next; what a phase acquires stands in the build's
 //! ledger first, and the guard releases it whatever becomes of this process.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::UNIX_EPOCH,
-};
+use std::{fmt, path::PathBuf, sync::Arc, time::UNIX_EPOCH};
 
 use async_trait::async_trait;
 use kiln_core::{
-    ByteSize, Version,
-    artifact::{Artifact, FindingRecord},
-    event::{CheckedOn, Event, Events, Phase},
-    plan::{Accelerator, Check, Plan},
+    Version,
+    artifact::Artifact,
+    event::{Event, Events, Phase},
+    plan::{Accelerator, AmiBase, Base, Builder, Plan, QemuMachine},
 };
-use kiln_disk::{DiskFile, seal::Sealed};
+use kiln_disk::DiskFile;
 use kiln_io::{
     dirs::Dirs,
-    fs,
     guard::Guard,
     ledger::{EntryId, Ledger},
     process,
@@ -32,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     base::Images,
-    check::{CheckRun, run_checks},
     checkpoint::Wish,
-    qemu::{self, LoginKeys, VmHost, VmSpec},
+    qemu::{LoginKeys, VmHost},
+    remote::Machines,
 };
 
 mod artifact;
@@ -43,11 +36,13 @@ mod error;
 mod ground;
 mod guest;
 mod journal;
+mod making;
 mod placement;
 mod preflight;
 mod prove;
+mod remote;
 
-use self::{artifact::Facts, caching::Caching, ground::Ground, journal::Journal, placement::Placed, prove::QCOW2};
+use self::{artifact::About, caching::Caching, ground::Ground, journal::Journal, making::Making};
 pub use self::{
     artifact::UNPUBLISHED,
     error::BakeError,
@@ -80,6 +75,8 @@ pub struct BakeContext {
     pub library: Arc<Library>,
     /// Where published images come from, for those that are bases.
     pub images: Option<Arc<dyn Images>>,
+    /// Who starts machines elsewhere, for the builders that need one.
+    pub machines: Option<Arc<dyn Machines>>,
 }
 
 /// What to do with the machine when a step or a check fails.
@@ -179,6 +176,16 @@ enum Reached {
     Step,
 }
 
+/// A machine that was provisioned, checked, cleaned and shut down.
+struct Provisioned {
+    /// Its disk, the upmost layer first.
+    layers: Vec<DiskFile>,
+    /// The layer that is its own, and its entry in the ledger.
+    disk: PathBuf,
+    entry: EntryId,
+    keys: LoginKeys,
+}
+
 /// Everything between the guard's start and the finished record.
 async fn run(
     plan: &Plan,
@@ -191,65 +198,35 @@ async fn run(
     let (dirs, events, cancel) = (&context.dirs, context.events.as_ref(), &context.cancel);
     let started = seconds(clock.as_ref());
     let host = VmHost { dirs, guard, ledger, events, clock: clock.as_ref(), cancel };
-    let ground = Ground::prepare(plan, context, clock, journal).await?;
-    let Some((stopped, keys)) = Box::pin(provision(plan, context, &ground, journal, host)).await? else {
-        return Ok(Reached::Step);
-    };
-
-    // The machine's own overlay first, the base last.
-    let layers = std::iter::once(&stopped.disk).chain(stopped.layers.iter().rev()).map(DiskFile::qcow2);
-    let layers: Vec<_> = layers.chain([ground.base_file()]).collect();
-    prove::clean_file_systems(layers.clone()).await?;
-
-    let mut placement = None;
-    let (layers, placed) = match placement::place(&layers, plan, context, journal, ledger).await? {
-        Placed::AsItIs => (layers, None),
-        Placed::Same(version) => return Ok(Reached::Same(version)),
-        Placed::Anew { disk, entry, record } => {
-            placement = Some(record);
-            (vec![DiskFile::raw(&disk)], Some((disk, entry)))
+    match &plan.builder {
+        Builder::Qemu(machine) => {
+            let ground = Ground::prepare(plan, machine, context, clock, journal).await?;
+            let Some(provisioned) = Box::pin(provision(plan, context, &ground, journal, host)).await? else {
+                return Ok(Reached::Step);
+            };
+            let about = here(machine, &ground).await?;
+            let making = Making { plan, context, host, started, about, ground: Some(&ground) };
+            Box::pin(making.artifact(provisioned, journal)).await
         }
-    };
-    let directory = ledger.directory().join(ARTIFACT);
-    ledger.acquire_directory("artifact", &directory)?;
-    let needles = prove::needles(plan, &keys);
-    let sealing = prove::seal(layers, &directory, needles, context);
-    let sealed = |(sealed, _): &(Sealed, _)| ByteSize(sealed.bytes).approximate();
-    let (sealed, scan) = journal.phase(Phase::Seal, "", sealing, sealed).await?;
-    // The disk has become the artifact; its room may be needed for what follows.
-    discard(ledger, &stopped.disk, &stopped.entry)?;
-    if let Some((disk, entry)) = placed {
-        discard(ledger, &disk, &entry)?;
+        Builder::Ec2(machine) => {
+            let Base::Ami(AmiBase { found: Some(ami), .. }) = &plan.base else {
+                return Err(BakeError::NotLookedUp.into());
+            };
+            let scene = remote::Scene { plan, machine, ami, context, ledger, clock: clock.as_ref() };
+            let Some((provisioned, about)) = Box::pin(remote::provision(scene, journal)).await? else {
+                return Ok(Reached::Step);
+            };
+            let making = Making { plan, context, host, started, about, ground: None };
+            Box::pin(making.artifact(provisioned, journal)).await
+        }
     }
+}
 
-    let reading = prove::hygiene(&directory, scan, plan, context);
-    journal.findings = journal.phase(Phase::Hygiene, "the finished disk", reading, |found| in_words(found)).await?;
-    let disk = artifact::disk(&sealed);
-    if context.boot_test {
-        let spec = ground.boot_test(directory.join(QCOW2), sealed.size);
-        Box::pin(boot_test(&ground.checks, context, journal, spec, host)).await?;
-    }
-    context.events.emit(Event::Sealed {
-        disk: disk.digest,
-        qcow2: directory.join(QCOW2).display().to_string(),
-        bytes: sealed.bytes,
-    });
-    let files = prove::files(&directory, sealed, &plan.outputs, context);
-    let files = if plan.outputs.is_empty() {
-        files.await?
-    } else {
-        // The qcow2 is there already.
-        journal.phase(Phase::Export, "", files, |files| format!("{} more formats", files.len() - 1)).await?
-    };
-
-    let tools = BTreeMap::from([("qemu".to_owned(), process::version("qemu-system-x86_64").await?)]);
-    let Ground { base, calibration, .. } = &ground;
-    let created = seconds(clock.as_ref());
-    let facts = Facts { plan, context, base, calibration, disk, placement, files, started, created };
-    let record = artifact::record(facts, journal, tools);
-    let text = serde_json::to_vec_pretty(&record).map_err(BakeError::Record)?;
-    fs::write_atomic(&directory.join("artifact.json"), &text, 0o644)?;
-    Ok(Reached::Artifact(Box::new(record)))
+/// What the record says of a machine that ran here.
+async fn here(machine: &QemuMachine, ground: &Ground) -> Result<About, BakeError> {
+    let mut about = About::here(&ground.base, machine, &ground.calibration);
+    about.tools.insert("qemu".to_owned(), process::version("qemu-system-x86_64").await?);
+    Ok(about)
 }
 
 fn seconds(clock: &dyn Clock) -> u64 {
@@ -264,14 +241,14 @@ async fn provision(
     ground: &Ground,
     journal: &mut Journal<'_>,
     host: VmHost<'_>,
-) -> Result<Option<(qemu::Stopped, LoginKeys)>, Stopped> {
+) -> Result<Option<Provisioned>, Stopped> {
     let mut caching = Caching::begin(plan, context, host.clock, &ground.base, &ground.spec).await?;
     let vm = Box::pin(caching.machine(&ground.spec, host, journal)).await?;
     let keys = vm.keys().clone();
     let directory = host.ledger.directory();
-    let work = guest::Work { plan, checks: &ground.checks, context, clock: host.clock, host, directory };
+    let work = guest::Work { plan, checks: &ground.checks, context, clock: host.clock, directory };
     let done = tokio::select! {
-        done = work.run(&vm, &mut caching, journal) => done,
+        done = work.run(&vm, host, &mut caching, journal) => done,
         trouble = vm.watch() => Err(BakeError::Machine(Box::new(trouble))),
     };
     // What was taken is for the next bake, also when this one failed.
@@ -298,48 +275,10 @@ async fn provision(
     }
     let shutdown = async { vm.shutdown().await.map_err(BakeError::shutdown) };
     let stopped = journal.phase(Phase::Shutdown, "", shutdown, |_| "powered off by itself".to_owned()).await?;
-    Ok(Some((stopped, keys)))
-}
-
-/// Boots a throw-away overlay of the sealed disk through its own boot loader and runs the checks meant for it.
-async fn boot_test(
-    checks: &[Check],
-    context: &BakeContext,
-    journal: &mut Journal<'_>,
-    spec: VmSpec,
-    host: VmHost<'_>,
-) -> Result<(), BakeError> {
-    let test = Box::pin(async {
-        let vm = qemu::boot(spec, host).await.map_err(BakeError::boot_test)?;
-        let run = CheckRun {
-            guest: vm.guest(),
-            on: CheckedOn::Artifact,
-            events: host.events,
-            clock: host.clock,
-            cancel: &context.cancel,
-        };
-        let checked = run_checks(run, checks).await.map_err(BakeError::artifact_check);
-        // The overlay is thrown away with the machine: nothing it wrote matters.
-        vm.kill().await.map_err(BakeError::boot_test)?;
-        checked
-    });
-    let passed = journal
-        .phase(Phase::BootTest, "the sealed image", test, |passed| format!("it boots, {} checks passed", passed.len()))
-        .await?;
-    journal.checks.extend(passed);
-    Ok(())
-}
-
-/// Deletes a disk that has served its purpose.
-fn discard(ledger: &Ledger, disk: &Path, entry: &EntryId) -> Result<(), BakeError> {
-    match disk.parent() {
-        // A layer has a directory of its own.
-        Some(layer) if layer != ledger.directory() => {
-            std::fs::remove_dir_all(layer).map_err(fs::failed("remove", layer, 0))?;
-        }
-        _ => std::fs::remove_file(disk).map_err(fs::failed("remove", disk, 0))?,
-    }
-    Ok(ledger.release(entry)?)
+    // The machine's own overlay first, the base last.
+    let layers = std::iter::once(&stopped.disk).chain(stopped.layers.iter().rev()).map(DiskFile::qcow2);
+    let layers = layers.chain([ground.base_file()]).collect();
+    Ok(Some(Provisioned { layers, disk: stopped.disk, entry: stopped.entry, keys }))
 }
 
 async fn keeps(context: &BakeContext, error: &BakeError) -> bool {
@@ -348,13 +287,5 @@ async fn keeps(context: &BakeContext, error: &BakeError) -> bool {
         OnError::Clean => false,
         OnError::Keep => true,
         OnError::Ask(person) => person.keep(error).await,
-    }
-}
-
-fn in_words(findings: &[FindingRecord]) -> String {
-    match findings.len() {
-        0 => "clean".to_owned(),
-        1 => "1 finding, none stops the bake".to_owned(),
-        findings => format!("{findings} findings, none stops the bake"),
     }
 }

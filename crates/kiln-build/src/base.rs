@@ -100,6 +100,8 @@ pub struct NotLaidDown {
 /// Why a base is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum BaseError {
+    #[error("{wanted} is an AMI, and those are not on this machine")]
+    Elsewhere { wanted: String },
     #[error("cannot build the base `{name}`: mmdebstrap failed{}", cause.as_deref().map(|cause| format!(": {cause}")).unwrap_or_default())]
     Bootstrap {
         name: String,
@@ -173,6 +175,7 @@ pub async fn prepare(base: &Base, context: &BaseContext) -> Result<PreparedBase,
         Base::Debian(debian) => debian::prepare(debian, context).await,
         Base::Qcow2(qcow2) => qcow2::prepare(qcow2, context).await,
         Base::Image(image) => image::prepare(image, context).await,
+        Base::Ami(ami) => Err(BaseError::Elsewhere { wanted: ami.wanted.to_string() }),
     }
 }
 
@@ -182,6 +185,7 @@ pub fn known(base: &Base, dirs: &Dirs) -> Option<PreparedBase> {
         Base::Debian(debian) => debian::known(debian, dirs),
         Base::Qcow2(qcow2) => qcow2::known(qcow2, dirs),
         Base::Image(image) => image::known(image, dirs),
+        Base::Ami(_) => None,
     }
 }
 

@@ -39,6 +39,7 @@ pub use calibrate::{CalibrationHost, calibrate};
 pub(crate) use calibrate::{calibrated, processor_here};
 pub use error::{BootError, MachineError, ShutdownError};
 pub(crate) use freeze::{Frozen, NotFrozen};
+pub(crate) use running::POWER_OFF;
 pub use running::{Running, Stopped};
 
 use crate::base::{DirectKernel, DiskFormat};

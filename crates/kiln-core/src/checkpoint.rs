@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 use crate::{
     Digest,
     digest::canonical,
-    plan::{Builder, Caching, Plan, Step},
+    plan::{Caching, Plan, Step},
 };
 
 /// Raised when a checkpoint that an earlier kiln took must not be used any more.
@@ -63,9 +63,9 @@ pub struct Difference {
     pub now: Option<String>,
 }
 
-/// The keys of a plan: the booted machine, then one for each step that runs.
+/// The keys of a plan: the booted machine, then one for each step that runs. A machine that is not here has none.
 pub fn keys(plan: &Plan, ground: &Ground) -> Vec<Key> {
-    let Builder::Qemu(machine) = &plan.builder;
+    let Some(machine) = plan.builder.qemu() else { return Vec::new() };
     let mut items = Items::default();
     items.add("checkpoint format", &json!(FORMAT));
     for (what, value) in &ground.facts {

@@ -2,7 +2,12 @@
 
 use std::fmt;
 
-use crate::{Digest, ImageName, diagnostic::Diagnostics, manifest::Manifest, plan::ImageVersion};
+use crate::{
+    Digest, ImageName,
+    diagnostic::Diagnostics,
+    manifest::Manifest,
+    plan::{Ami, AmiWish, ImageVersion},
+};
 
 /// The world as the pure part sees it. Paths are as written in the template, relative to the
 /// directory of the template file that names them (`from`).
@@ -25,6 +30,12 @@ pub trait Facts: fmt::Debug {
     fn image(&self, image: &ImageName, reference: Option<&str>) -> Result<ImageFact, FactError> {
         let _ = reference;
         Err(FactError::new(format!("there is no registry here that could have `{image}`")))
+    }
+
+    /// The AMI that `wanted` means in a region; `None`: nobody looks.
+    fn ami(&self, region: &str, wanted: &AmiWish) -> Result<Option<Ami>, FactError> {
+        let _ = (region, wanted);
+        Ok(None)
     }
 }
 

@@ -169,8 +169,29 @@ pub(crate) const BASE: &[Key] = &[
         "image",
         Kind::String,
         "An image of the registry: `golden-base` (its newest version), `golden-base@1.4.0` or a channel, `golden-base@stable`. When it \
-         is built in the same run, what was just built.",
+         is built in the same run, what was just built. With the builder `ec2`, the AMI that the version has in its region.",
     ),
+    optional(
+        "ami",
+        Kind::Table(AMI),
+        "An AMI, for the builder `ec2`: `id`, `name` with its `owner`, or `parameter`. What the last two mean is written into \
+         `kiln.lock` beside the template and stays until `--relock`.",
+    ),
+];
+
+pub(crate) const AMI: &[Key] = &[
+    optional("id", Kind::String, "Exactly this one: `ami-0123456789abcdef0`."),
+    optional(
+        "name",
+        Kind::String,
+        "The newest one for x86-64 whose name fits; `*` and `?` stand for any characters. Anybody can publish an AMI of any name, so `owner` is mandatory.",
+    ),
+    optional(
+        "parameter",
+        Kind::String,
+        "A parameter of Parameter Store that holds an id: `/aws/service/debian/release/12/latest/amd64`.",
+    ),
+    optional("owner", Kind::String, "Whose it must be: an account number, `amazon`, `aws-marketplace` or `self`."),
 ];
 
 pub(crate) const DEBIAN: &[Key] = &[
@@ -195,7 +216,54 @@ pub(crate) const QCOW2: &[Key] = &[
     ),
 ];
 
-pub(crate) const BUILDER: &[Key] = &[optional("qemu", Kind::Table(QEMU), "A local QEMU virtual machine.")];
+pub(crate) const BUILDER: &[Key] = &[
+    optional("qemu", Kind::Table(QEMU), "A local QEMU virtual machine."),
+    optional(
+        "ec2",
+        Kind::Table(EC2),
+        "An EC2 instance, on an AMI ([aws.md](aws.md)); needs a kiln with the cargo feature `aws`.",
+    ),
+];
+
+pub(crate) const EC2: &[Key] = &[
+    required("region", Kind::String, "Where: `eu-west-1`."),
+    required("instance_types", Kind::Strings, "Types for x86-64, tried in this order where there is no capacity."),
+    optional("zones", Kind::Strings, "Availability zones, tried in this order for every type; by default EC2 chooses."),
+    optional("subnet", Kind::String, "Id of the subnet; by default one of the VPC's."),
+    optional("subnet_filter", Kind::StringMap, "Finds the subnets by EC2's filters: `{ \"tag:Name\" = \"build\" }`."),
+    optional("vpc", Kind::String, "Id of the VPC; by default that of the subnet, else the account's default."),
+    optional("vpc_filter", Kind::StringMap, "Finds the VPC by EC2's filters; exactly one must fit."),
+    with_default("spot", Kind::Bool, "false", "A spot instance where there is one, else on demand."),
+    optional(
+        "volume",
+        Kind::Size,
+        "Size of the root volume, whole GiB; by default as the AMI has it. It is gp3 and encrypted in any case.",
+    ),
+    optional("kms_key", Kind::String, "Encrypts the root volume; by default the account's key for EBS."),
+    optional("profile", Kind::String, "Instance profile, by name or ARN: what the machine itself may do in AWS."),
+    optional("user_data", Kind::String, "User data for cloud-init (`#cloud-config` or a script), besides kiln's own."),
+    with_default("ssh_port", Kind::Integer(1, 65535), "22", "Where the guest's SSH server listens."),
+    with_default(
+        "address",
+        Kind::Word(&["public", "private"]),
+        "public",
+        "The address of the instance that kiln connects to.",
+    ),
+    optional(
+        "source",
+        Kind::String,
+        "The IPv4 network that may connect to the SSH port, `198.51.100.7/32`; by default the address that this machine is seen at: for \
+         `public` as `checkip.amazonaws.com` says, for `private` that of its interface. The whole internet is refused.",
+    ),
+    with_default(
+        "lifetime",
+        Kind::Duration,
+        "2h",
+        "After this the guest shuts itself down and the instance is gone, whatever became of kiln; a reboot starts it anew.",
+    ),
+    with_default("boot_timeout", Kind::Duration, "10 min", "How long the guest may take until SSH answers."),
+    with_default("shutdown_timeout", Kind::Duration, "10 min", "How long the guest may take to power off."),
+];
 
 pub(crate) const QEMU: &[Key] = &[
     with_default("memory", Kind::Size, "1 GiB", "Memory of the machine, at least 128 MiB."),

@@ -1,7 +1,10 @@
 //! A plan: everything a bake will do, in order, as one value that prints, hashes and compares.
 
+mod ec2;
+
 use std::{collections::BTreeMap, time::Duration};
 
+pub use ec2::{Address, Ami, AmiBase, AmiWish, Ec2Machine, Which};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -45,8 +48,9 @@ impl Plan {
     #[must_use]
     pub fn on(mut self, version: ImageVersion) -> Self {
         let Base::Image(base) = &mut self.base else { return self };
-        let Builder::Qemu(machine) = &mut self.builder;
-        if base.disk_follows {
+        if let Builder::Qemu(machine) = &mut self.builder
+            && base.disk_follows
+        {
             machine.disk = machine.disk.max(version.size);
         }
         base.version = Some(version);
@@ -78,6 +82,7 @@ pub enum Base {
     Debian(DebianBase),
     Qcow2(Qcow2Base),
     Image(ImageBase),
+    Ami(AmiBase),
 }
 
 /// A Debian system from Debian's own packages.
@@ -159,6 +164,17 @@ pub enum Login {
 #[serde(rename_all = "lowercase")]
 pub enum Builder {
     Qemu(QemuMachine),
+    Ec2(Ec2Machine),
+}
+
+impl Builder {
+    /// The local machine, if it is one.
+    pub fn qemu(&self) -> Option<&QemuMachine> {
+        match self {
+            Self::Qemu(machine) => Some(machine),
+            Self::Ec2(_) => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

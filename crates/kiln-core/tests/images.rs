@@ -4,7 +4,7 @@ use kiln_core::{
     ByteSize, Diagnostic, Digest,
     artifact::BootRecord,
     facts::{ImageFact, Inputs},
-    plan::{Base, Builder, ImageVersion, Login, Plan},
+    plan::{Base, ImageVersion, Login, Plan},
 };
 
 #[path = "shared/world.rs"]
@@ -51,8 +51,7 @@ fn mistake(reference: &str, more: &str) -> String {
 }
 
 fn disk(plan: &Plan) -> ByteSize {
-    let Builder::Qemu(machine) = &plan.builder;
-    machine.disk
+    plan.builder.qemu().expect("a local machine").disk
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use kiln_core::{
     ByteSize, Diagnostic, Diagnostics, Digest,
     facts::Inputs,
-    plan::{Base, Builder, CheckKind, Plan},
+    plan::{Base, CheckKind, Plan},
 };
 
 #[path = "shared/world.rs"]
@@ -388,7 +388,7 @@ use = "packages"
     let plan = &plans[0];
     assert_eq!((plan.image.as_str(), plan.description.as_deref()), ("child", Some("kept")));
     assert!(matches!(&plan.base, Base::Debian(_)));
-    let Builder::Qemu(machine) = &plan.builder;
+    let machine = plan.builder.qemu().expect("a local machine");
     assert_eq!((machine.memory, machine.cpus), (ByteSize::gib(2), 1));
     let steps: Vec<&str> = plan.steps.iter().map(|step| step.name.as_str()).collect();
     assert_eq!(steps, ["packages", "c", "part", "packages-2"]);

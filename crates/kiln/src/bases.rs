@@ -1,7 +1,7 @@
 //! Published images as bases: which version a template means, and how its disk gets into the cache.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::BTreeSet,
     path::{Path, PathBuf},
 };
@@ -9,14 +9,14 @@ use std::{
 use kiln_build::base::{Images, NotLaidDown};
 use kiln_core::{
     ByteSize, Digest, ImageName, Version,
-    artifact::Artifact,
+    artifact::{Artifact, ParentRecord},
     facts::{FactError, Facts, ImageFact, InputFact, ProvisionerFact, TemplateText},
-    plan::{Base, ImageVersion, Plan, VersionSpec},
+    plan::{Ami, AmiWish, Base, ImageVersion, Plan, VersionSpec},
 };
 use kiln_provision::HostFacts;
 use kiln_registry::{Reference, Registry, RegistryError, Selector};
 
-use crate::{failure::Failure, surroundings};
+use crate::{failure::Failure, lock::Lock, surroundings};
 
 /// Where versions are looked up.
 #[derive(Debug, Clone)]
@@ -37,8 +37,10 @@ pub(crate) struct Known<'a> {
     pub(crate) shelf: Option<&'a Shelf>,
     /// What the same run makes, and stands on.
     pub(crate) run: &'a InRun,
-    /// Whether an image was asked for.
+    /// Whether an image or an AMI was asked for.
     pub(crate) asked: Cell<bool>,
+    /// What AMIs meant the last time.
+    pub(crate) lock: RefCell<Lock>,
 }
 
 /// What the images that are meant are, and what they stand on.
@@ -78,6 +80,29 @@ impl Shelf {
         });
         let record = found.map_err(|failure| not_there(&failure))?;
         version(&record.artifact)
+    }
+}
+
+impl Shelf {
+    /// The AMI in `region` of what `image` and `reference` mean now.
+    fn ami(&self, region: &str, image: &ImageName, reference: Option<&str>) -> Result<Ami, FactError> {
+        let version = self.version(image, reference)?;
+        let amis = self.open(image).and_then(|registry| Ok(registry.amis(image, &version.version)?));
+        let amis = amis.map_err(|failure| not_there(&failure))?;
+        let mut here = amis.into_iter().filter(|ami| ami.region == region);
+        let name = format!("{image}@{}", version.version);
+        match (here.next(), here.next()) {
+            (Some(found), None) => Ok(Ami {
+                ami: found.ami,
+                owner: Some(found.account),
+                name: None,
+                parent: Some(ParentRecord { image: image.clone(), version: version.version, disk: version.disk }),
+            }),
+            (None, _) => Err(FactError::new(format!("`{name}` has no AMI in {region}"))
+                .with_hint(format!("`kiln publish ami {name} --region {region}` makes one"))),
+            (Some(_), Some(_)) => Err(FactError::new(format!("`{name}` has AMIs of several accounts in {region}"))
+                .with_hint("name the one that is meant by its id in `[base.ami]`")),
+        }
     }
 }
 
@@ -158,6 +183,19 @@ impl Facts for Known<'_> {
             None => Ok(ImageFact::Awaited),
             Some(_) if !self.is_needed(image, reference) || self.made_here(image, reference) => Ok(ImageFact::Awaited),
             Some(shelf) => Ok(ImageFact::Published(Box::new(shelf.version(image, reference)?))),
+        }
+    }
+
+    fn ami(&self, region: &str, wanted: &AmiWish) -> Result<Option<Ami>, FactError> {
+        self.asked.set(true);
+        let Some(shelf) = self.shelf else { return Ok(None) };
+        match wanted {
+            AmiWish::Image { image, reference } if self.made_here(image, reference.as_deref()) => {
+                Err(FactError::new(format!("`{image}` is made in the same run and has no AMI yet"))
+                    .with_hint("build it in a run of its own first"))
+            }
+            AmiWish::Image { image, reference } => shelf.ami(region, image, reference.as_deref()).map(Some),
+            wanted => self.lock.borrow_mut().find(region, wanted).map(Some),
         }
     }
 }

@@ -7,6 +7,7 @@ mod calendar;
 mod colour;
 mod escape;
 mod failure;
+mod lock;
 mod output;
 mod render;
 mod signals;

@@ -1,7 +1,7 @@
 //! From the command line to plans: the template's file, values for its variables, the members that are meant.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
     env,
     path::{Path, PathBuf},
@@ -19,6 +19,7 @@ use crate::{
     arguments::TemplateArguments,
     bases::{InRun, Known, Shelf},
     failure::Failure,
+    lock::Lock,
 };
 
 /// Variables from the environment: this and the variable's name in capital letters.
@@ -41,6 +42,8 @@ struct Loaded {
     facts: HostFacts,
     template: Template,
     inputs: Inputs,
+    /// What AMIs meant is looked up anew.
+    relock: bool,
 }
 
 /// Resolves every template that is named. Without a shelf nobody looks for the bases that are images of the registry; with
@@ -69,8 +72,9 @@ pub(crate) fn resolve(arguments: &TemplateArguments, shelf: Option<&Shelf>) -> R
 /// The plans of all templates; whether one has an image of the registry as its base. The mistakes of all at once.
 fn plans(loaded: &[Loaded], shelf: Option<&Shelf>, run: &InRun) -> Result<(Vec<Planned>, bool), Failure> {
     let (mut planned, mut mistakes, mut asked) = (Vec::new(), Vec::new(), false);
-    for Loaded { path, facts, template, inputs } in loaded {
-        let known = Known { host: facts, shelf, run, asked: Cell::new(false) };
+    for Loaded { path, facts, template, inputs, relock } in loaded {
+        let lock = RefCell::new(Lock::beside(path, *relock)?);
+        let known = Known { host: facts, shelf, run, asked: Cell::new(false), lock };
         match template.plans(inputs, &known) {
             Ok(plans) => {
                 planned.push(Planned { template: path.clone(), plans, library: facts.library().clone() });
@@ -78,6 +82,7 @@ fn plans(loaded: &[Loaded], shelf: Option<&Shelf>, run: &InRun) -> Result<(Vec<P
             Err(found) => mistakes.push(Failure::template(&found)),
         }
         asked |= known.asked.get();
+        known.lock.borrow().keep()?;
     }
     match mistakes.into_iter().reduce(Failure::and) {
         Some(mistakes) => Err(mistakes),
@@ -103,7 +108,8 @@ fn with_inputs(
             used.extend(own.iter().map(|value| value.name.clone()));
             values = own;
         }
-        loaded.push(Loaded { path, facts, template, inputs: Inputs { variables: values } });
+        let inputs = Inputs { variables: values };
+        loaded.push(Loaded { path, facts, template, inputs, relock: arguments.relock });
     }
     match unused.filter(|value| !used.contains(&value.name)) {
         Some(value) => {

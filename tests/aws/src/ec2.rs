@@ -80,6 +80,7 @@ fn perform(
         "StopInstances" => instances::change::stop(world, form, xml),
         "TerminateInstances" => instances::change::terminate(world, form, xml),
         "GetConsoleOutput" => instances::describe::console(world, form, xml, machines),
+        "DeleteVolume" => volumes::delete(world, form, xml),
         "DescribeVolumes" => volumes::describe(world, form, xml),
         "DescribeVpcs" => network::vpcs(world, form, xml),
         "DescribeSubnets" => network::subnets(world, form, xml),

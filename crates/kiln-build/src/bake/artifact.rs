@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use kiln_core::{
-    artifact::{Artifact, BootRecord, Disk, FORMAT, File, Machine, Placement},
-    plan::{Builder, Plan, VersionSpec},
+    artifact::{Artifact, BaseRecord, BootRecord, Disk, FORMAT, File, Machine, Placement},
+    plan::{Plan, QemuMachine, VersionSpec},
 };
 use kiln_disk::{CHUNK, seal::Sealed};
 
@@ -18,14 +18,43 @@ pub const UNPUBLISHED: &str = "unpublished";
 pub(super) struct Facts<'a> {
     pub(super) plan: &'a Plan,
     pub(super) context: &'a BakeContext,
-    pub(super) base: &'a PreparedBase,
-    pub(super) calibration: &'a Calibration,
+    pub(super) about: About,
     pub(super) disk: Disk,
     pub(super) placement: Option<Placement>,
     pub(super) files: Vec<File>,
     /// When the bake began and when it was proven, seconds since 1970, UTC.
     pub(super) started: u64,
     pub(super) created: u64,
+}
+
+/// What a bake stood on.
+#[derive(Debug)]
+pub(super) struct About {
+    pub(super) base: BaseRecord,
+    pub(super) boot: BootRecord,
+    pub(super) machine: Machine,
+    /// Tools that took part, with their versions.
+    pub(super) tools: BTreeMap<String, String>,
+}
+
+impl About {
+    pub(super) fn here(base: &PreparedBase, machine: &QemuMachine, calibration: &Calibration) -> Self {
+        Self {
+            base: base.record.clone(),
+            boot: BootRecord {
+                login: base.login,
+                command_line: base.kernel.as_ref().map(|kernel| kernel.command_line.clone()),
+            },
+            machine: Machine {
+                builder: "qemu".to_owned(),
+                accelerator: calibration.accelerator.name().to_owned(),
+                reason: calibration.reason.clone(),
+                memory: machine.memory.bytes(),
+                cpus: machine.cpus,
+            },
+            tools: base.tools.clone(),
+        }
+    }
 }
 
 pub(super) fn disk(sealed: &Sealed) -> Disk {
@@ -37,11 +66,9 @@ pub(super) fn disk(sealed: &Sealed) -> Disk {
     }
 }
 
-pub(super) fn record(facts: Facts<'_>, journal: &Journal<'_>, tools: BTreeMap<String, String>) -> Artifact {
-    let Facts { plan, context, base, calibration, disk, placement, files, started, created } = facts;
-    let Builder::Qemu(machine) = &plan.builder;
-    let mut tools = tools;
-    tools.extend(base.tools.clone());
+pub(super) fn record(facts: Facts<'_>, journal: &Journal<'_>) -> Artifact {
+    let Facts { plan, context, about, disk, placement, files, started, created } = facts;
+    let About { base, boot, machine, mut tools } = about;
     tools.insert("kiln".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     let version = match &plan.version {
         VersionSpec::Fixed(version) => version.clone(),
@@ -60,19 +87,10 @@ pub(super) fn record(facts: Facts<'_>, journal: &Journal<'_>, tools: BTreeMap<St
         recipe: plan.recipe,
         disk,
         files,
-        base: base.record.clone(),
+        base,
         placement,
-        boot: Some(BootRecord {
-            login: base.login,
-            command_line: base.kernel.as_ref().map(|kernel| kernel.command_line.clone()),
-        }),
-        machine: Machine {
-            builder: "qemu".to_owned(),
-            accelerator: calibration.accelerator.name().to_owned(),
-            reason: calibration.reason.clone(),
-            memory: machine.memory.bytes(),
-            cpus: machine.cpus,
-        },
+        boot: Some(boot),
+        machine,
         steps: journal.steps.clone(),
         checks: journal.checks.clone(),
         hygiene: journal.findings.clone(),

@@ -10,7 +10,7 @@ use kiln_core::{
     artifact::StepRecord,
     checkpoint::{Key, keys},
     event::{Event, Phase},
-    plan::{Builder, CheckpointKind, Plan},
+    plan::{CheckpointKind, Plan},
 };
 use kiln_io::{fs, ledger::EntryId, process, time::Clock};
 
@@ -99,8 +99,7 @@ impl<'a> Caching<'a> {
         }
         let trail = Trail::read(&context.dirs, &plan.image);
         let choice = choose(&keys, &store, &trail, &context.checkpoints, seconds(clock));
-        let Builder::Qemu(asked) = &plan.builder;
-        let disk_only = asked.checkpoints == CheckpointKind::Disk;
+        let disk_only = plan.builder.qemu().is_some_and(|asked| asked.checkpoints == CheckpointKind::Disk);
         let last = store.list().into_iter().find(|last| last.is_disk_only() == disk_only);
         let pause = last.map_or(FIRST_PAUSE.as_millis(), |last| u128::from(last.record.pause));
         Ok(Self {
@@ -271,8 +270,7 @@ impl<'a> Caching<'a> {
     }
 
     fn kind(&self) -> CheckpointKind {
-        let Builder::Qemu(machine) = &self.plan.builder;
-        machine.checkpoints
+        self.plan.builder.qemu().map(|machine| machine.checkpoints).unwrap_or_default()
     }
 
     /// Takes a checkpoint after a step (0: the boot), if it is worth it.
@@ -289,9 +287,7 @@ impl<'a> Caching<'a> {
         if self.over || !usable || !worth {
             return Ok(());
         }
-        let memory = match &self.plan.builder {
-            kiln_core::plan::Builder::Qemu(machine) => machine.memory.bytes(),
-        };
+        let memory = self.plan.builder.qemu().map_or(0, |machine| machine.memory.bytes());
         if fs::free_space(self.store.directory()).unwrap_or(0) < memory + ROOM {
             self.give_up("the disk has no room for them");
             return Ok(());

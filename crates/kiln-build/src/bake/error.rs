@@ -1,5 +1,7 @@
 //! Why a bake stopped.
 
+use std::time::Duration;
+
 use kiln_core::{ByteSize, plan::OutputFormat};
 use kiln_io::{
     error::{FsError, ProcessError},
@@ -15,7 +17,12 @@ use crate::{
     checkpoint::CheckpointError,
     clean::CleanError,
     qemu::{BootError, MachineError, ShutdownError},
+    remote::RemoteError,
 };
+
+fn last_words(console: &[String]) -> String {
+    if console.is_empty() { String::new() } else { format!("; its console ended with\n{}", console.join("\n")) }
+}
 
 /// Everything that can stop a bake.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +67,21 @@ pub enum BakeError {
     DirtyFileSystem { unclean: Vec<String> },
     #[error("the machine failed")]
     Machine(#[source] Box<MachineError>),
+    #[error("this kiln has nobody who starts instances on EC2")]
+    NoMachines,
+    #[error("nobody has looked up which AMI the base is")]
+    NotLookedUp,
+    #[error("the machine on EC2 is of no use")]
+    Remote(#[source] Box<RemoteError>),
+    #[error("{what} does not answer at {address} within {}{}", kiln_core::duration::format(*limit), last_words(console))]
+    Unreachable {
+        what: String,
+        address: String,
+        limit: Duration,
+        console: Vec<String>,
+        #[source]
+        source: GuestError,
+    },
     #[error("the disk could not be sealed")]
     Seal(#[source] Box<kiln_disk::Error>),
     #[error("the finished disk is not clean: {}", findings.join("; "))]
@@ -126,6 +148,10 @@ impl BakeError {
         if matches!(error, GuestError::Cancelled) { Self::Cancelled } else { Self::Grow(error) }
     }
 
+    pub(super) fn remote(error: RemoteError) -> Self {
+        if error.cancelled { Self::Cancelled } else { Self::Remote(Box::new(error)) }
+    }
+
     pub(super) fn seal(error: kiln_disk::Error) -> Self {
         if matches!(error, kiln_disk::Error::Cancelled) { Self::Cancelled } else { Self::Seal(Box::new(error)) }
     }
@@ -147,6 +173,11 @@ impl BakeError {
             }
             Self::DiskTooSmall { base, .. } => format!("give `[builder.qemu]` a `disk` of {base} or more"),
             Self::Left { .. } => "`kiln clean` tries again".to_owned(),
+            Self::NoMachines => "build kiln with the cargo feature `aws` (docs/aws.md)".to_owned(),
+            Self::Unreachable { .. } => {
+                "is the address right (`address`), the route there, and does the AMI have cloud-init?".to_owned()
+            }
+            Self::Remote(error) => return error.hint.clone(),
             Self::Base(error) => return error.hint().map(str::to_owned),
             _ => return None,
         })

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use kiln_core::{
     ByteSize,
     event::Phase,
-    plan::{Builder, Check, Plan},
+    plan::{Check, Plan, QemuMachine},
 };
 use kiln_disk::DiskFile;
 use kiln_io::time::Clock;
@@ -32,11 +32,11 @@ pub(super) struct Ground {
 impl Ground {
     pub(super) async fn prepare(
         plan: &Plan,
+        machine: &QemuMachine,
         context: &BakeContext,
         clock: &Arc<dyn Clock>,
         journal: &mut Journal<'_>,
     ) -> Result<Self, BakeError> {
-        let Builder::Qemu(machine) = &plan.builder;
         let (dirs, cancel) = (&context.dirs, &context.cancel);
         let wanted = context.accelerator.unwrap_or(machine.accelerator);
         let host = CalibrationHost::new(dirs, context.events.as_ref(), clock.as_ref(), cancel);

@@ -9,7 +9,7 @@ use std::{
 use kiln_core::{
     artifact::{CheckRecord, StepRecord},
     event::{CheckedOn, Event, Phase, Stream},
-    plan::{Check, Plan},
+    plan::{Check, Plan, Step},
 };
 use kiln_io::{
     guest::{Command, Guest, Output, Quiet},
@@ -46,7 +46,6 @@ pub(super) struct Work<'a> {
     pub(super) checks: &'a [Check],
     pub(super) context: &'a BakeContext,
     pub(super) clock: &'a dyn Clock,
-    pub(super) host: VmHost<'a>,
     /// The build's own, for provisioners that run on this machine.
     pub(super) directory: &'a Path,
 }
@@ -56,25 +55,54 @@ impl Work<'_> {
     pub(super) async fn run(
         &self,
         vm: &Running<'_>,
+        host: VmHost<'_>,
         caching: &mut Caching<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<Reached, BakeError> {
         let mut records = Vec::new();
-        let steps = self.steps(vm, caching, &mut records);
+        let steps = self.steps(vm, host, caching, &mut records);
         let done = journal.phase(Phase::Provision, &steps_in_words(self.plan), steps, |()| String::new()).await;
         journal.steps = records;
-        caching.settle(self.host).await;
+        caching.settle(host).await;
         done?;
+        self.finish(vm.guest(), vm.keys(), journal).await
+    }
+
+    /// The same in a guest that no checkpoint is taken of.
+    pub(super) async fn run_in(
+        &self,
+        guest: &dyn Guest,
+        keys: &LoginKeys,
+        journal: &mut Journal<'_>,
+    ) -> Result<Reached, BakeError> {
+        let mut records = Vec::new();
+        let steps = async {
+            for step in self.wanted() {
+                records.push(self.step(guest, step).await?);
+            }
+            Ok::<_, BakeError>(())
+        };
+        let done = journal.phase(Phase::Provision, &steps_in_words(self.plan), steps, |()| String::new()).await;
+        journal.steps = records;
+        done?;
+        self.finish(guest, keys, journal).await
+    }
+
+    /// Checks and cleaning, unless the bake ends after a step.
+    async fn finish(
+        &self,
+        guest: &dyn Guest,
+        keys: &LoginKeys,
+        journal: &mut Journal<'_>,
+    ) -> Result<Reached, BakeError> {
         if self.context.checkpoints.until.is_some() {
             return Ok(Reached::Step);
         }
-
-        let guest: &dyn Guest = vm.guest();
         let passed = |passed: &Vec<CheckRecord>| format!("{} passed", passed.len());
         let records = journal.phase(Phase::Check, "in the guest", self.check(guest), passed).await?;
         journal.checks.extend(records);
 
-        let cleaning = self.clean(guest, vm.keys());
+        let cleaning = self.clean(guest, keys);
         journal.phase(Phase::Clean, "identities, keys, logs, free space", cleaning, |()| String::new()).await?;
         Ok(Reached::End)
     }
@@ -82,14 +110,14 @@ impl Work<'_> {
     async fn steps(
         &self,
         vm: &Running<'_>,
+        host: VmHost<'_>,
         caching: &mut Caching<'_>,
         records: &mut Vec<StepRecord>,
     ) -> Result<(), BakeError> {
         if caching.booted {
-            caching.after(0, vm, self.host).await?;
+            caching.after(0, vm, host).await?;
         }
-        let wanted = self.context.checkpoints.until.unwrap_or(usize::MAX);
-        for step in self.plan.steps.iter().take_while(|step| step.number <= wanted) {
+        for step in self.wanted() {
             if let Some((record, at)) = caching.cached(step.number) {
                 self.context.events.emit(Event::StepCached {
                     number: step.number,
@@ -100,27 +128,37 @@ impl Work<'_> {
                 records.push(StepRecord { name: step.name.clone(), cached: Some(at), ..record });
                 continue;
             }
-            let run = StepRun {
-                guest: vm.guest(),
-                step,
-                total: self.plan.steps.len(),
-                library: &self.context.library,
-                secrets: &self.plan.secrets,
-                events: self.context.events.as_ref(),
-                clock: self.clock,
-                cancel: &self.context.cancel,
-                work: self.directory,
-            };
             let start = self.clock.monotonic();
-            let record = run_step(run).await.map_err(BakeError::step)?;
+            let record = self.step(vm.guest(), step).await?;
             if step.skipped.is_none() {
                 let took = self.clock.monotonic().saturating_sub(start);
                 caching.ran(step.number, Some(record.clone()), took);
-                caching.after(step.number, vm, self.host).await?;
+                caching.after(step.number, vm, host).await?;
             }
             records.push(record);
         }
         Ok(())
+    }
+
+    /// The steps up to the one that is asked for.
+    fn wanted(&self) -> impl Iterator<Item = &Step> {
+        let wanted = self.context.checkpoints.until.unwrap_or(usize::MAX);
+        self.plan.steps.iter().take_while(move |step| step.number <= wanted)
+    }
+
+    async fn step(&self, guest: &dyn Guest, step: &Step) -> Result<StepRecord, BakeError> {
+        let run = StepRun {
+            guest,
+            step,
+            total: self.plan.steps.len(),
+            library: &self.context.library,
+            secrets: &self.plan.secrets,
+            events: self.context.events.as_ref(),
+            clock: self.clock,
+            cancel: &self.context.cancel,
+            work: self.directory,
+        };
+        run_step(run).await.map_err(BakeError::step)
     }
 
     async fn check(&self, guest: &dyn Guest) -> Result<Vec<CheckRecord>, BakeError> {

@@ -7,7 +7,7 @@ use kiln_core::{
     Digest, ImageName, Version,
     checkpoint::{Key, keys},
     event::{Event, Events},
-    plan::{Accelerator, Builder, Plan},
+    plan::{Accelerator, Plan},
 };
 use kiln_io::{
     dirs::Dirs,
@@ -44,7 +44,7 @@ pub async fn outlook(
     wish: &Wish,
 ) -> Result<Option<Outlook>, CheckpointError> {
     let clock = SystemClock::new();
-    let Builder::Qemu(machine) = &plan.builder;
+    let Some(machine) = plan.builder.qemu() else { return Ok(None) };
     let Some(base) = base::known(&plan.base, dirs) else { return Ok(None) };
     let cancel = CancellationToken::new();
     let host = CalibrationHost::new(dirs, &Nobody, &clock, &cancel);

@@ -54,6 +54,8 @@ pub struct Stopped {
 
 /// How long QEMU may take for one answer; it has nothing to do but to answer.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
+/// Tells a guest to power off, whatever its init is.
+pub(crate) const POWER_OFF: &str = "sync; systemctl poweroff --no-block || poweroff";
 /// How often it is looked after.
 const WATCH: Duration = Duration::from_secs(1);
 
@@ -180,8 +182,7 @@ impl Running<'_> {
     /// Whether the guest took the order; the connection may well break under it.
     async fn ask_over_ssh(&self) -> bool {
         let timeout = self.spec.calibration.scaled(Duration::from_secs(15));
-        let order =
-            Command { reboots: true, ..Command::new("sync; systemctl poweroff --no-block || poweroff", timeout) };
+        let order = Command { reboots: true, ..Command::new(POWER_OFF, timeout) };
         match self.guest.run(&order, &Quiet).await {
             Ok(exit) => exit.success(),
             Err(_) => false,

@@ -20,18 +20,25 @@ use crate::{
 const FORMAT: &str = "kiln.recipe.v1";
 
 pub(crate) fn digest(plan: &Plan) -> Digest {
-    let Builder::Qemu(machine) = &plan.builder;
     let recipe = json!({
         "format": FORMAT,
         "image": plan.image,
         "base": base(&plan.base),
-        "machine": { "memory": machine.memory, "cpus": machine.cpus, "disk": machine.disk },
+        "machine": machine(&plan.builder),
         "steps": plan.steps.iter().filter(|step| step.skipped.is_none()).map(step).collect::<Vec<_>>(),
         "checks": plan.checks.iter().map(check).collect::<Vec<_>>(),
         "waivers": plan.waivers,
         "outputs": plan.outputs,
     });
     Digest::of(canonical(&recipe).as_bytes())
+}
+
+/// What of the machine the steps see. Of an instance no more than its volume is certain: which type it gets is not.
+fn machine(builder: &Builder) -> Json {
+    match builder {
+        Builder::Qemu(machine) => json!({ "memory": machine.memory, "cpus": machine.cpus, "disk": machine.disk }),
+        Builder::Ec2(machine) => json!({ "ec2": { "volume": machine.volume, "user_data": machine.user_data } }),
+    }
 }
 
 /// Of a base of the registry, what it is; how it is called in the template (a channel) does not matter.
@@ -42,7 +49,10 @@ fn base(base: &Base) -> Json {
             let (version, disk) = (version.map(|version| &version.version), version.map(|version| &version.disk));
             json!({ "image": { "image": base.image, "version": version, "disk": disk } })
         }
-        other => json!(other),
+        Base::Ami(base) => {
+            json!({ "ami": { "region": base.region, "ami": base.found.as_ref().map(|found| &found.ami) } })
+        }
+        Base::Debian(_) | Base::Qcow2(_) => json!(base),
     }
 }
 

@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 use crate::{
     ByteSize, duration,
     plan::{
-        AmiRegion, AmiTarget, Base, Builder, Caching, Check, CheckKind, CheckpointKind, ImageVersion, OutputFormat,
-        Plan, Qcow2Source, Step, VersionSpec,
+        AmiBase, AmiRegion, AmiTarget, Base, Builder, Caching, Check, CheckKind, CheckpointKind, Ec2Machine,
+        ImageVersion, OutputFormat, Plan, Qcow2Source, Step, VersionSpec, Which,
     },
 };
 
@@ -39,18 +39,7 @@ impl Plan {
             writeln!(text, "member {} ({})", self.member_name, axes.join(", "))?;
         }
         writeln!(text, "base {}", base(&self.base))?;
-        let Builder::Qemu(machine) = &self.builder;
-        writeln!(
-            text,
-            "machine qemu: memory {}, {} CPUs, disk {}, accelerator {}, boot within {}, shut down within {}{}",
-            machine.memory,
-            machine.cpus,
-            machine.disk,
-            format!("{:?}", machine.accelerator).to_lowercase(),
-            duration::format(machine.boot_timeout),
-            duration::format(machine.shutdown_timeout),
-            if machine.checkpoints == CheckpointKind::Disk { ", checkpoints of the disk alone" } else { "" }
-        )?;
+        writeln!(text, "machine {}", machine(&self.builder))?;
         writeln!(text, "\nsteps")?;
         self.steps.iter().try_for_each(|step| write_step(text, step))?;
         if self.steps.is_empty() {
@@ -133,7 +122,61 @@ fn base(base: &Base) -> String {
                 format!("image {} = {version} (disk {disk}), login by {login}", line(&base.reference))
             }
         },
+        Base::Ami(AmiBase { region, wanted, found }) => {
+            let wanted = line(&wanted.to_string());
+            match found {
+                None => format!("ami {wanted} in {region}, looked up when it is baked"),
+                Some(found) if wanted.starts_with(&found.ami) => format!("ami {wanted} in {region}"),
+                Some(found) => format!("ami {wanted} in {region} = {}", line(&found.ami)),
+            }
+        }
     }
+}
+
+fn machine(builder: &Builder) -> String {
+    match builder {
+        Builder::Qemu(machine) => format!(
+            "qemu: memory {}, {} CPUs, disk {}, accelerator {}, boot within {}, shut down within {}{}",
+            machine.memory,
+            machine.cpus,
+            machine.disk,
+            format!("{:?}", machine.accelerator).to_lowercase(),
+            duration::format(machine.boot_timeout),
+            duration::format(machine.shutdown_timeout),
+            if machine.checkpoints == CheckpointKind::Disk { ", checkpoints of the disk alone" } else { "" }
+        ),
+        Builder::Ec2(machine) => ec2(machine),
+    }
+}
+
+fn ec2(machine: &Ec2Machine) -> String {
+    let which = |what: &str, which: &Which| match which {
+        Which::Default => String::new(),
+        Which::Id(id) => format!(", {what} {}", line(id)),
+        Which::Filters(filters) => {
+            let filters: Vec<_> = filters.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            format!(", {what} with {}", line(&filters.join(" ")))
+        }
+    };
+    let or = |given: Option<&String>, before: &str| {
+        given.map_or_else(String::new, |given| format!(", {before} {}", line(given)))
+    };
+    let zones = if machine.zones.is_empty() { String::new() } else { format!(" ({})", machine.zones.join(", ")) };
+    format!(
+        "ec2 in {}{zones}: {}{}{}{}, {} of encrypted gp3{}{}{}, boot within {}, shut down within {}, gone after {}",
+        machine.region,
+        machine.instance_types.join(" or "),
+        if machine.spot { ", spot if there is one" } else { "" },
+        which("VPC", &machine.vpc),
+        which("subnet", &machine.subnet),
+        machine.volume.map_or_else(|| "the AMI's size".to_owned(), |volume| volume.to_string()),
+        or(machine.kms_key.as_ref(), "key"),
+        or(machine.profile.as_ref(), "profile"),
+        if machine.user_data.is_some() { ", with user data" } else { "" },
+        duration::format(machine.boot_timeout),
+        duration::format(machine.shutdown_timeout),
+        duration::format(machine.lifetime),
+    )
 }
 
 fn write_step(text: &mut String, step: &Step) -> std::fmt::Result {

@@ -2,6 +2,7 @@
 
 mod base;
 mod checks;
+mod ec2;
 mod publish;
 mod steps;
 

@@ -21,6 +21,9 @@ pub(crate) struct TemplateArguments {
     /// Only these images: a name, or a pattern with * and ?
     #[arg(long, visible_alias = "member", value_name = "IMAGE")]
     pub(crate) only: Vec<String>,
+    /// Look up anew which AMIs are meant by name, and write it into kiln.lock
+    #[arg(long)]
+    pub(crate) relock: bool,
 }
 
 #[derive(Debug, Args)]

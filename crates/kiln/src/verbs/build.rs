@@ -5,6 +5,8 @@ mod amis;
 mod ask;
 mod audit;
 mod graph;
+#[cfg(feature = "aws")]
+mod instances;
 mod member;
 mod place;
 mod server;
@@ -82,6 +84,8 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
     let graph = Graph::of(templates::resolve(&arguments.template, shelf.as_deref())?, !arguments.no_publish)?;
     let plans: Vec<&Plan> = graph.nodes.iter().map(|node| &node.plan).collect();
     wish::check(&arguments, &plans)?;
+    #[cfg(feature = "aws")]
+    instances::check(&arguments, &plans)?;
     let dirs = surroundings::dirs()?;
     let registry = if arguments.no_publish { None } else { Some(surroundings::place(&arguments.registry)?) };
     if let Some(registry) = registry.as_ref().filter(|_| !arguments.allow_revoked) {

@@ -32,6 +32,8 @@ pub(crate) struct Volume {
     pub(crate) device: String,
     /// Empty once the instance is gone.
     pub(crate) instance: String,
+    /// Whose guest wrote to it, also when that is gone.
+    pub(crate) writer: String,
     pub(crate) is_root: bool,
     pub(crate) delete: bool,
     pub(crate) zone: String,
@@ -55,7 +57,7 @@ impl World {
         if let Some(origin) = volume.origin {
             snapshot.blocks = origin.blocks;
         }
-        if let Some(disk) = machines.disk(&volume.instance).filter(|_| volume.is_root) {
+        if let Some(disk) = machines.disk(&volume.writer).filter(|_| volume.is_root) {
             let read = File::open(&disk).and_then(|disk| snapshot.read(self, &disk));
             read.map_err(|error| Refusal::new(500, "InternalError", format!("{}: {error}", disk.display())))?;
         }
@@ -78,6 +80,20 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+pub(crate) fn delete(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
+    let id = form.required("VolumeId")?;
+    form.finish()?;
+    let volume = world.here().volumes.get(&id).ok_or_else(|| not_found(&id))?;
+    if !volume.instance.is_empty() {
+        let message = format!("Volume {id} is currently attached to {}", volume.instance);
+        return Err(Refusal::client("VolumeInUse", message));
+    }
+    world.here().volumes.remove(&id);
+    world.forget(&id);
+    xml.text("return", true);
+    Ok(())
 }
 
 pub(crate) fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {

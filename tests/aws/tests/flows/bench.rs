@@ -35,7 +35,7 @@ const SIZE: usize = 32 * BLOCK + 192 * 1024;
 pub(crate) struct Bench {
     pub(crate) fake: Fake,
     pub(crate) registry: Registry,
-    dirs: Dirs,
+    pub(crate) dirs: Dirs,
     scratch: Scratch,
     clock: Arc<dyn Clock>,
     patience: Patience,
@@ -219,6 +219,22 @@ impl Bench {
             }
         }
         Ok(())
+    }
+}
+
+/// AWS as the tests see it, where there is no bench.
+pub(crate) fn access(fake: &Fake) -> Access {
+    Access {
+        stand_in: Some(StandIn { url: fake.endpoint(), key: "AKIDEXAMPLE".to_owned(), secret: "secret".to_owned() }),
+        clock: Arc::new(SystemClock::new()),
+        cancel: CancellationToken::new(),
+        patience: Patience {
+            attempt: Duration::from_secs(20),
+            retry: policy(2, 50, 60_000),
+            visible: Duration::from_millis(200),
+            progress: policy(2, 20, 400),
+        },
+        watch: Arc::new(Silent),
     }
 }
 

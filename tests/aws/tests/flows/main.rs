@@ -5,8 +5,11 @@
 mod ami;
 #[path = "../../../../crates/kiln-registry/tests/support/artifact.rs"]
 mod artifact;
+mod bake;
 mod bench;
 mod faults;
+mod guest;
+mod instance;
 mod moto;
 mod release;
 mod retention;

@@ -1,6 +1,6 @@
 //! Base and builder of a plan.
 
-use super::{World, parsed};
+use super::{World, ec2, parsed};
 use crate::{
     ByteSize, Digest, ImageName, Version,
     facts::ImageFact,
@@ -25,22 +25,29 @@ const MOST_DISK: ByteSize = ByteSize::gib(64 << 10);
 pub(super) fn base(report: &mut Report, root: Section<'_>, world: &World<'_>, allowed: &[String]) -> Option<Base> {
     let node = root.node("base")?;
     let base = Section::new(node, BASE);
-    let (debian, qcow2, image) = (base.node("debian"), base.node("qcow2"), base.node("image"));
-    match (debian, qcow2, image) {
-        (Some(debian), None, None) => self::debian(report, Section::new(debian, DEBIAN)).map(Base::Debian),
-        (None, Some(qcow2), None) => self::qcow2(report, qcow2, world, allowed).map(Base::Qcow2),
-        (None, None, Some(image)) => self::image(report, root, image, world).map(Base::Image),
-        (Some(_), Some(second), _) | (Some(_), None, Some(second)) | (None, Some(_), Some(second)) => {
-            report.error(second.at, "there are two bases; an image starts from exactly one");
+    let kinds = ["debian", "qcow2", "image", "ami"];
+    let mut given = kinds.into_iter().filter_map(|kind| Some((kind, base.node(kind)?)));
+    let Some((kind, first)) = given.next() else {
+        let help = "write `[base.debian]`, `[base.qcow2]`, `base.image = \"..\"` or `[base.ami]`";
+        if node.as_table().is_some_and(std::collections::BTreeMap::is_empty) {
+            report.error_with_help(node.at, "the base is empty", help);
+        }
+        return None;
+    };
+    if let Some((_, second)) = given.next() {
+        report.error(second.at, "there are two bases; an image starts from exactly one");
+        return None;
+    }
+    match kind {
+        "image" => image(report, root, first, world),
+        "ami" => ec2::base(report, root, first, world).map(Base::Ami),
+        _ if ec2::section(root).is_some() => {
+            let help = "write `[base.ami]`, or `base.image` with a version that has an AMI in the region";
+            report.error_with_help(first.at, "the builder `ec2` starts from an AMI", help);
             None
         }
-        (None, None, None) => {
-            let help = "write `[base.debian]`, `[base.qcow2]` or `base.image = \"..\"`";
-            if node.as_table().is_some_and(std::collections::BTreeMap::is_empty) {
-                report.error_with_help(node.at, "the base is empty", help);
-            }
-            None
-        }
+        "debian" => debian(report, Section::new(first, DEBIAN)).map(Base::Debian),
+        _ => qcow2(report, first, world, allowed).map(Base::Qcow2),
     }
 }
 
@@ -90,7 +97,7 @@ fn qcow2(report: &mut Report, node: &Node, world: &World<'_>, allowed: &[String]
 }
 
 /// `golden-base`, `golden-base@1.4.0`, `golden-base@stable`, `golden-base@sha256:..`
-fn image(report: &mut Report, root: Section<'_>, node: &Node, world: &World<'_>) -> Option<ImageBase> {
+fn image(report: &mut Report, root: Section<'_>, node: &Node, world: &World<'_>) -> Option<Base> {
     let reference = node.text()?;
     let (name, version) =
         reference.split_once('@').map_or((reference.as_str(), None), |(name, rest)| (name, Some(rest)));
@@ -102,7 +109,11 @@ fn image(report: &mut Report, root: Section<'_>, node: &Node, world: &World<'_>)
         report.error_with_help(node.at, format!("`{}` names no version", version.escape_debug()), help);
         return None;
     }
-    let version = match world.facts.image(&image, version.filter(|version| *version != "latest")) {
+    let version = version.filter(|version| *version != "latest");
+    if let Some(builder) = ec2::section(root) {
+        return ec2::image(report, builder, node, (image, version.map(str::to_owned)), world).map(Base::Ami);
+    }
+    let version = match world.facts.image(&image, version) {
         Ok(ImageFact::Awaited) => None,
         Ok(ImageFact::Published(version)) => Some(*version),
         Err(error) => {
@@ -111,7 +122,7 @@ fn image(report: &mut Report, root: Section<'_>, node: &Node, world: &World<'_>)
         }
     };
     let disk_follows = !root.section("builder", BUILDER).section("qemu", QEMU).has("disk");
-    Some(ImageBase { reference, image, version, disk_follows })
+    Some(Base::Image(ImageBase { reference, image, version, disk_follows }))
 }
 
 fn file(
@@ -148,6 +159,13 @@ fn check_url(report: &mut Report, node: &Node, url: &str, schemes: &[&str]) {
 }
 
 pub(super) fn builder(report: &mut Report, root: Section<'_>, base: Option<&Base>) -> Option<Builder> {
+    if let Some(section) = ec2::section(root) {
+        if let Some(node) = root.section("builder", BUILDER).node("qemu") {
+            report.error(node.at, "there are two builders; a bake has exactly one machine");
+            return None;
+        }
+        return ec2::builder(report, section);
+    }
     let least = if matches!(base, Some(Base::Debian(_))) { LEAST_DEBIAN_DISK } else { LEAST_DISK };
     let qemu = root.section("builder", BUILDER).section("qemu", QEMU);
     let memory = size(report, qemu, "memory", LEAST_MEMORY, MOST_MEMORY);

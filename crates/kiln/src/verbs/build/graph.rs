@@ -5,10 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use kiln_core::{
-    ImageName,
-    plan::{Builder, Plan},
-};
+use kiln_core::{ImageName, plan::Plan};
 use kiln_provision::Library;
 
 use crate::{failure::Failure, templates::Planned};
@@ -198,8 +195,7 @@ impl Schedule {
 }
 
 fn memory(plan: &Plan) -> u64 {
-    let Builder::Qemu(machine) = &plan.builder;
-    machine.memory.bytes() + BESIDE_THE_GUEST
+    plan.builder.qemu().map_or(0, |machine| machine.memory.bytes()) + BESIDE_THE_GUEST
 }
 
 /// Whether two plans do the same to the same image.

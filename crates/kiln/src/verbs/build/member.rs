@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, OnceLock, PoisonError, atomic::Ordering};
 
-use kiln_build::bake::{BakeContext, BakeError, Baked, Ended, OnError, bake};
+use kiln_build::{
+    bake::{BakeContext, BakeError, Baked, Ended, OnError, bake},
+    remote::Machines,
+};
 use kiln_core::{
     Version,
     artifact::Artifact,
@@ -12,6 +15,8 @@ use kiln_core::{
 use kiln_io::{guard::Guard, random};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "aws")]
+use super::instances::Ec2;
 use super::{
     Active, Session,
     ask::{Answer, Person},
@@ -169,6 +174,8 @@ impl Session {
             }
         }
         let placed = self.place(&node.plan, &artifact, &directory, events).await;
+        #[cfg(feature = "aws")]
+        let placed = self.with_ami(&node.plan, placed, build, events).await;
         if let Ok(placed) = &placed {
             self.remember(node, placed, events).await;
         }
@@ -246,7 +253,19 @@ impl Session {
             previous: self.previous(&node.plan, cancel),
             library: node.library.clone(),
             images: self.shelf.clone().map(|shelf| shelf as _),
+            machines: self.machines(),
         }
+    }
+
+    #[cfg(feature = "aws")]
+    fn machines(&self) -> Option<Arc<dyn Machines>> {
+        Some(Arc::new(Ec2 { dirs: self.dirs.clone() }))
+    }
+
+    #[cfg(not(feature = "aws"))]
+    #[expect(clippy::unused_self, reason = "with the feature `aws` it is used")]
+    fn machines(&self) -> Option<Arc<dyn Machines>> {
+        None
     }
 
     fn held_for_a_person(&self, plan: &Plan, build: &str, events: &Broadcast) -> Member {

@@ -114,8 +114,21 @@ pub(crate) fn modify(world: &mut World, mut form: Form, xml: &mut Xml) -> Result
     let id = form.required("InstanceId")?;
     let protected = form.flag("DisableApiTermination.Value")?;
     let behaviour = form.choice("InstanceInitiatedShutdownBehavior.Value", &["stop", "terminate"])?;
+    let mut kept = Vec::new();
+    for at in form.indexed("BlockDeviceMapping") {
+        let device = form.required(&format!("{at}.DeviceName"))?;
+        kept.push((device, form.flag(&format!("{at}.Ebs.DeleteOnTermination"))?));
+    }
     form.finish()?;
     world.check_instances(std::slice::from_ref(&id))?;
+    for (device, delete) in kept {
+        let mut volumes = world.here().volumes.values_mut();
+        let Some(volume) = volumes.find(|volume| volume.instance == id && volume.device == device) else {
+            let message = format!("No device is currently mapped at {device}");
+            return Err(Refusal::client("InvalidInstanceAttributeValue", message));
+        };
+        volume.delete = delete.unwrap_or(volume.delete);
+    }
     if let Some(instance) = world.here().instances.get_mut(&id) {
         instance.protected = protected.unwrap_or(instance.protected);
         instance.ends_on_shutdown = behaviour.map_or(instance.ends_on_shutdown, |behaviour| behaviour == "terminate");

@@ -266,6 +266,7 @@ impl World {
             origin: None,
             device: device.to_owned(),
             instance: String::new(),
+            writer: String::new(),
             is_root: false,
             delete: ebs.delete.unwrap_or(true),
             zone: self.region.clone(),
@@ -284,8 +285,13 @@ impl World {
         let id = self.id("i");
         let mut attached = Vec::new();
         for volume in volumes {
-            let volume =
-                Volume { id: self.id("vol"), instance: id.clone(), zone: subnet.zone.clone(), ..volume.clone() };
+            let volume = Volume {
+                id: self.id("vol"),
+                instance: id.clone(),
+                writer: id.clone(),
+                zone: subnet.zone.clone(),
+                ..volume.clone()
+            };
             self.note(&volume.id.clone(), wish.volume_tags.clone());
             attached.push(volume.id.clone());
             self.here().volumes.insert(volume.id.clone(), volume);

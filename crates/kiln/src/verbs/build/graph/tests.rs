@@ -1,6 +1,6 @@
 //! The graph and its order, without any machine.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use kiln_core::{
     facts::{Inputs, TemplateText},
@@ -9,7 +9,10 @@ use kiln_core::{
 use kiln_provision::HostFacts;
 
 use super::*;
-use crate::bases::{InRun, Known};
+use crate::{
+    bases::{InRun, Known},
+    lock::Lock,
+};
 
 /// A template of one image, on another image or on Debian, with so much memory.
 fn planned(name: &str, base: Option<&str>, memory: &str) -> Planned {
@@ -17,7 +20,8 @@ fn planned(name: &str, base: Option<&str>, memory: &str) -> Planned {
     let text = format!("{base}\n[image]\nname = '{name}'\n[builder.qemu]\nmemory = '{memory}'\n");
     let template = PathBuf::from(format!("{name}.toml"));
     let host = HostFacts::for_template(&template);
-    let facts = Known { host: &host, shelf: None, run: &InRun::default(), asked: Cell::new(false) };
+    let lock = RefCell::new(Lock::beside(Path::new(""), false).unwrap());
+    let facts = Known { host: &host, shelf: None, run: &InRun::default(), asked: Cell::new(false), lock };
     let entry = TemplateText { name: template.display().to_string(), text };
     let plans = template::load(&entry, &facts).unwrap().plans(&Inputs::default(), &facts).unwrap();
     Planned { template, plans, library: host.library().clone() }

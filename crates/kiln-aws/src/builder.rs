@@ -1,0 +1,203 @@
+//! An instance that a bake runs in: key, security group, machine, then its disk, and all of it gone again.
+//!
+//! All of it carries one intent, and nothing of it is meant to stay: what the image is becomes known here, and its AMI is made of
+//! the sealed disk like any other. So whatever carries the mark can be taken away, by the bake itself or by `kiln clean`.
+
+mod ami;
+mod disk;
+mod dismantle;
+mod launch;
+mod network;
+mod source;
+mod state;
+mod user_data;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use kiln_core::{ImageName, plan::Ec2Machine};
+use kiln_io::{
+    dirs::Dirs,
+    keys::{KeyPair, PublicKey},
+    ledger::{EntryId, Ledger, LedgerError, Remote, Resource},
+    random::nonce,
+};
+
+pub(crate) use self::dismantle::is_temporary;
+use self::{ami::Origin, launch::Launched};
+use crate::{
+    Account, Region, Released,
+    error::AwsError,
+    intent::{PROVIDER, TAG},
+    reconcile,
+};
+
+/// What an instance is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub machine: &'a Ec2Machine,
+    pub ami: &'a str,
+    pub image: &'a ImageName,
+    pub build: &'a str,
+    /// Whose private half logs in.
+    pub login: &'a PublicKey,
+    /// What the guest is to show.
+    pub host: &'a KeyPair,
+}
+
+/// An instance that runs, and everything that was made for it.
+#[derive(Debug)]
+pub struct Instance {
+    region: Region,
+    machine: Ec2Machine,
+    remote: Remote,
+    ledger: Ledger,
+    entry: EntryId,
+    origin: Origin,
+    launched: Launched,
+    address: String,
+    /// The root volume.
+    volume: String,
+    /// A request that makes something may have been carried out twice.
+    doubtful: AtomicBool,
+}
+
+impl Instance {
+    /// Starts one. The intent is in the ledger of the build before anything else is.
+    pub async fn start(account: &Account, dirs: &Dirs, wanted: Wanted<'_>) -> Result<Self, AwsError> {
+        let region = account.region(&wanted.machine.region);
+        // What can be refused is refused before anything is made.
+        let origin = region.origin(wanted.ami).await?;
+        let subnets = region.subnets(wanted.machine).await?;
+        let source = source::of_caller(wanted.machine, &subnets, &region.caller.cancel).await?;
+        let ledger = Ledger::join(dirs, wanted.build)?;
+        let remote = Remote {
+            provider: PROVIDER.to_owned(),
+            account: region.account.clone(),
+            region: region.name.clone(),
+            intent: format!("i-{}", nonce()),
+            subject: format!("{} in build {}", wanted.image, wanted.build),
+            // No registry ever knows what is made for a bake.
+            catalog: PathBuf::new(),
+        };
+        let entry = ledger.acquire("EC2 instance", Resource::Remote(remote.clone()))?;
+        let tags = tags(&wanted, &remote.intent);
+        let made = async {
+            let key = region.import_key(&remote.intent, wanted.login, &tags).await?;
+            let group = region.make_group(&remote.intent, &subnets[0].vpc, &tags).await?;
+            region.let_in(&group, wanted.machine.ssh_port, &source).await?;
+            let user_data = user_data::encoded(wanted.machine, wanted.host, wanted.login);
+            let with = launch::With { ami: &origin, key: &key, group: &group, user_data: &user_data, tags: &tags };
+            let launched = region.launch(wanted.machine, &subnets, &with).await?;
+            let up = region.up(&launched.id, wanted.machine, &origin.root).await?;
+            Ok::<_, AwsError>((launched, up))
+        };
+        match made.await {
+            Ok((launched, up)) => Ok(Self {
+                machine: wanted.machine.clone(),
+                region,
+                remote,
+                ledger,
+                entry,
+                origin,
+                launched,
+                address: up.address,
+                volume: up.volume,
+                doubtful: AtomicBool::new(false),
+            }),
+            Err(error) => {
+                give_back(&region, &remote, &ledger, &entry, is_doubtful(&error)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Where it answers.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The type that it got.
+    pub fn instance_type(&self) -> &str {
+        &self.launched.instance_type
+    }
+
+    /// For people: `i-0123 in eu-west-1a, on demand`.
+    pub fn description(&self) -> String {
+        let market = if self.launched.spot { "spot" } else { "on demand" };
+        format!("{} ({}, {market}) in {}", self.launched.id, self.launched.instance_type, self.launched.zone)
+    }
+
+    /// Looks after it; returns only when it does not run any more.
+    pub async fn watch(&self) -> AwsError {
+        self.region.watch_instance(&self.launched.id).await
+    }
+
+    /// The last lines of its serial console.
+    pub async fn console(&self) -> Vec<String> {
+        self.region.console(&self.launched.id).await.unwrap_or_default()
+    }
+
+    /// From now on the root volume outlives the instance, which is about to power off and thereby to end.
+    pub async fn let_go(&self) -> Result<(), AwsError> {
+        self.region.keep_volume(&self.launched.id, &self.origin.root).await
+    }
+
+    /// Waits until it has powered off, and writes its disk to `to`. The size in bytes.
+    pub async fn disk(&self, to: &Path, progress: &(dyn Fn(u64, u64) + Send + Sync)) -> Result<u64, AwsError> {
+        self.region.ended(&self.launched.id, self.machine.shutdown_timeout).await?;
+        let tags = self.tags();
+        let (snapshot, attempts) = self.region.snapshot_of(&self.volume, &tags).await?;
+        if attempts > 1 {
+            self.doubtful.store(true, Ordering::Relaxed);
+        }
+        self.region.fetch(&snapshot, to, progress).await
+    }
+
+    /// Takes everything away that was made for it, also after somebody asked to stop.
+    pub async fn release(&self) -> Result<Released, AwsError> {
+        let region = self.region.afterwards();
+        region.terminate(&self.launched.id).await?;
+        let doubtful = self.doubtful.load(Ordering::Relaxed);
+        let mut released = Released::default();
+        reconcile::release(&region, &self.remote, region.seen_since(doubtful), &mut released).await?;
+        self.ledger.release(&self.entry)?;
+        Ok(released)
+    }
+
+    fn tags(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([
+            ("Name".to_owned(), format!("kiln {}", self.remote.subject)),
+            (TAG.to_owned(), self.remote.intent.clone()),
+        ])
+    }
+}
+
+/// Takes away what was made before a start failed. What cannot go, or may come to light later, stays in the ledger.
+async fn give_back(region: &Region, remote: &Remote, ledger: &Ledger, entry: &EntryId, doubtful: bool) {
+    let region = region.afterwards();
+    let mut released = Released::default();
+    let swept = reconcile::release(&region, remote, region.seen_since(doubtful), &mut released).await;
+    if swept.is_ok() {
+        let _: Result<(), LedgerError> = ledger.release(entry);
+    }
+}
+
+/// Whether a request may have been carried out that nobody knows of.
+fn is_doubtful(error: &AwsError) -> bool {
+    matches!(error, AwsError::Unreachable { .. } | AwsError::Stopped)
+}
+
+/// Everything that is made for a bake says for which.
+fn tags(wanted: &Wanted<'_>, intent: &str) -> BTreeMap<String, String> {
+    let tags = [
+        ("Name", format!("kiln {}", wanted.image)),
+        ("kiln:image", wanted.image.to_string()),
+        ("kiln:build", wanted.build.to_owned()),
+        (TAG, intent.to_owned()),
+    ];
+    tags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}

@@ -1,0 +1,191 @@
+//! A whole `kiln build` on EC2: the real binary, the fake's EC2, and a real guest over real SSH.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use kiln_aws_tests::{BaseImage, Fake, Living};
+use kiln_io::{
+    dirs::Dirs,
+    ledger::{self, Condition},
+    time::done_within,
+};
+use kiln_tests::home::{Home, repository};
+
+use crate::{bench, guest::Guest};
+
+const REGION: &str = "us-east-1";
+const DEBIAN: &str = "136693071363";
+
+/// A user's home with a template, and an account with a Debian to start from.
+struct Scene {
+    home: Home,
+    fake: Arc<Fake>,
+    guest: Arc<Guest>,
+}
+
+impl Scene {
+    fn new(name: &str, script: &str) -> Self {
+        let home = Home::apart(name);
+        let fake = Arc::new(Fake::start());
+        let guest = Guest::of(&fake);
+        let disk = fs::read(guest.image()).unwrap();
+        let base =
+            BaseImage { region: REGION, owner: DEBIAN, name: "debian-12-1", architecture: "x86_64", disk: &disk };
+        fake.base_image(base);
+        let template = format!(
+            r##"[image]
+name = "web"
+version = "1.0.0"
+
+[base.ami]
+name = "debian-12-*"
+owner = "{DEBIAN}"
+
+[builder.ec2]
+region = "{REGION}"
+instance_types = ["m6i.large", "t3.micro"]
+zones = ["us-east-1a", "us-east-1b"]
+address = "private"
+ssh_port = {port}
+user_data = "#cloud-config\ntimezone: UTC"
+
+[[provision]]
+use = "shell"
+script = "{script}"
+
+[[check]]
+use = "file"
+path = "/srv/page"
+contains = "baked"
+on = ["guest"]
+"##,
+            port = guest.port
+        );
+        fs::create_dir_all(home.path("web")).unwrap();
+        fs::write(home.path("web/template.toml"), template).unwrap();
+        Self { home, fake, guest }
+    }
+
+    fn command(&self, verb: &str, more: &[&str]) -> Command {
+        let template = self.home.path("web").display().to_string();
+        let arguments: Vec<&str> = [verb, &template].into_iter().chain(more.iter().copied()).collect();
+        let mut command = self.plain(&arguments);
+        command.env("AWS_ENDPOINT_URL", self.fake.endpoint()).env("AWS_EC2_METADATA_DISABLED", "true");
+        command.env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "secret");
+        command
+    }
+
+    fn run(&self, verb: &str, more: &[&str]) -> (String, Output) {
+        let output = self.command(verb, more).output().unwrap();
+        (format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)), output)
+    }
+
+    fn dirs(&self) -> Dirs {
+        let directory = |name| self.home.path(name);
+        Dirs { cache: directory("cache"), state: directory("state"), data: directory("data") }
+    }
+
+    /// What there is in the account beside the base.
+    fn ours(&self) -> Vec<Living> {
+        self.fake.living().into_iter().filter(|living| living.account == Fake::ACCOUNT).collect()
+    }
+}
+
+/// A kiln with the feature `aws`. Other tests build the one without, in the same place: a copy stays.
+fn with_aws() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--locked", "--workspace", "--features", "kiln/aws", "--bin", "kiln"]);
+        assert!(cargo.current_dir(repository()).status().unwrap().success(), "kiln does not build");
+        // Tests run from `target/<profile>/deps`.
+        let program = std::env::current_exe().unwrap();
+        let profile = program.ancestors().nth(2).unwrap();
+        let (part, to) = (profile.join(format!("kiln-aws.{}", std::process::id())), profile.join("kiln-aws"));
+        fs::copy(profile.join("kiln"), &part).unwrap();
+        fs::rename(&part, &to).unwrap();
+        to
+    })
+}
+
+#[test]
+fn a_bake_on_ec2_ends_in_a_version_and_an_ami_of_what_the_guest_wrote_and_leaves_nothing_else() {
+    let scene = Scene::new("ec2", "echo baked by kiln > /srv/page");
+    let (plan, planned) = scene.run("plan", &[]);
+    assert!(planned.status.success() && plan.contains("base ami name debian-12-* of 136693071363"), "{plan}");
+    let locked = fs::read_to_string(scene.home.path("web/kiln.lock")).unwrap();
+    assert!(locked.contains("debian-12-1"), "{locked}");
+    // A newer one changes nothing until somebody asks.
+    scene.fake.advance(Duration::from_secs(5));
+    let newer = BaseImage { region: REGION, owner: DEBIAN, name: "debian-12-2", architecture: "x86_64", disk: b"" };
+    scene.fake.base_image(newer);
+    scene.fake.capacity("m6i.large", "us-east-1a", 0);
+
+    let (said, built) = scene.run("build", &[]);
+    assert!(built.status.success(), "{said}\n{}", scene.guest_log());
+    let kinds: Vec<_> = scene.ours().iter().map(|living| living.kind).collect();
+    assert_eq!(kinds, ["image", "snapshot"], "{said}");
+    assert!(said.contains("m6i.large, on demand) in us-east-1b"), "{said}");
+    let told = String::from_utf8(scene.guest.launches.lock().unwrap()[0].user_data.clone()).unwrap();
+    assert!(told.contains("timezone: UTC") && told.contains("--unit=kiln-dead-man, --on-active=7200"), "{told}");
+
+    let ami = &scene.ours()[0];
+    assert_eq!((ami.tags["kiln:version"].as_str(), ami.tags["kiln:image"].as_str()), ("1.0.0", "web"));
+    let snapshot = scene.fake.root_snapshot(REGION, Fake::ACCOUNT, &ami.id).unwrap();
+    let blocks = (0..64).filter_map(|block| scene.fake.block(REGION, Fake::ACCOUNT, &snapshot, block));
+    let disk: Vec<u8> = blocks.flatten().collect();
+    assert!(disk.windows(13).any(|bytes| bytes == b"baked by kiln"));
+    let shown = scene.plain(&["show", "web@1.0.0"]).output().unwrap();
+    let shown = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.contains("ami://us-east-1/ami-"), "{shown}");
+    let survey = ledger::survey(&scene.dirs()).unwrap();
+    assert!(survey.iter().all(|report| report.found.is_empty()), "{survey:?}");
+    let (plan, _) = scene.run("plan", &["--relock"]);
+    assert!(fs::read_to_string(scene.home.path("web/kiln.lock")).unwrap().contains("debian-12-2"), "{plan}");
+}
+
+#[test]
+fn a_kiln_that_is_killed_in_the_middle_of_a_step_leaves_what_clean_takes_away() {
+    let scene = Scene::new("ec2-killed", "echo baked > /srv/page; sleep 600");
+    let foreign = scene.fake.living();
+    let mut kiln = scene.command("build", &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let page = scene.guest.written("page");
+    let reached = done_within(Duration::from_mins(2), || Ok::<_, ()>(page.exists()));
+    assert_eq!(reached, Ok(true), "{}", scene.guest_log());
+    kiln.kill().unwrap();
+    kiln.wait().unwrap();
+    let kinds: Vec<_> = scene.ours().iter().map(|living| living.kind).collect();
+    assert_eq!(kinds, ["instance", "volume", "key-pair", "security-group"]);
+    let reports = || ledger::survey(&scene.dirs()).unwrap();
+    let interrupted = || Ok::<_, ()>(reports().iter().any(|report| report.condition == Condition::Interrupted));
+    assert_eq!(done_within(Duration::from_secs(30), interrupted), Ok(true), "{:?}", reports());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let released =
+        runtime.block_on(kiln_aws::reconcile(&scene.dirs(), &reports(), || bench::access(&scene.fake))).unwrap();
+    // The volume goes with the instance.
+    assert_eq!((released.gone.len(), released.kept.len()), (3, 0), "{released:?}");
+    assert!(scene.ours().is_empty());
+    assert_eq!(scene.fake.living(), foreign);
+}
+
+impl Scene {
+    fn guest_log(&self) -> String {
+        use kiln_aws_tests::Machines as _;
+        self.guest.console("")
+    }
+
+    /// In this home, with nothing of the caller's environment but `PATH`.
+    fn plain(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(with_aws());
+        command.args(arguments).env_clear().current_dir(repository()).stdin(Stdio::null());
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.home.path(""));
+        let dirs = self.dirs();
+        command.env("KILN_CACHE_DIR", dirs.cache).env("KILN_STATE_DIR", dirs.state).env("KILN_DATA_DIR", dirs.data);
+        command
+    }
+}
