@@ -420,10 +420,14 @@ pub(crate) const OUTPUT: &[Key] =
 
 pub(crate) const PUBLISH: &[Key] = &[
     optional("registry", Kind::Table(REGISTRY), "The local registry."),
-    optional("ami", Kind::Table(AMI), "AMIs of the version, made once it is in the registry ([aws.md](aws.md))."),
+    optional(
+        "ami",
+        Kind::Table(AMI_TARGET),
+        "AMIs of the version, made once it is in the registry ([aws.md](aws.md)).",
+    ),
 ];
 
-pub(crate) const AMI: &[Key] = &[
+pub(crate) const AMI_TARGET: &[Key] = &[
     required(
         "regions",
         Kind::Named(AMI_REGION),

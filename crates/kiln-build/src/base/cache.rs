@@ -11,7 +11,6 @@ use std::{
 use kiln_core::artifact::BaseRecord;
 use kiln_io::{
     dirs::Dirs,
-    error::FsError,
     fs::{Lock, create_private_dir, failed, is_open_elsewhere, write_atomic},
     random,
     time::{GaveUp, Policy},

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::parsed;
 use crate::{
     ChannelName,
-    keys::{AMI, AMI_REGION, PUBLISH, REGISTRY},
+    keys::{AMI_REGION, AMI_TARGET, PUBLISH, REGISTRY},
     node::Report,
     plan::{AmiRegion, AmiTarget, Publish},
     shape::Section,
@@ -16,7 +16,7 @@ pub(super) fn publish(report: &mut Report, root: Section<'_>) -> Option<Publish>
     let section = root.section("publish", PUBLISH);
     let registry = section.section("registry", REGISTRY);
     let before = report.found.len();
-    let ami = section.has("ami").then(|| ami(report, section.section("ami", AMI)));
+    let ami = section.has("ami").then(|| ami(report, section.section("ami", AMI_TARGET)));
     let publish = Publish { registry: registry.bool("enabled")?, placement: registry.bool("placement")?, ami: None };
     if let Some(node) = section.node("ami").filter(|_| !publish.registry) {
         let help = "take `enabled = false` out of `[publish.registry]`";
