@@ -39,9 +39,9 @@ impl Default for Patience {
             deadline: Duration::from_secs(deadline),
         };
         Self {
-            attempt: Duration::from_secs(120),
+            attempt: Duration::from_mins(2),
             retry: policy(200, 20, 600),
-            visible: Duration::from_secs(120),
+            visible: Duration::from_mins(2),
             progress: policy(1_000, 15, 3_600),
         }
     }
@@ -106,7 +106,8 @@ impl Caller {
     {
         let began = self.clock.monotonic();
         let attempt = || {
-            let request = send();
+            // The futures of the SDK are large, and everything that calls would be.
+            let request = Box::pin(send());
             async move {
                 let pause = self.pace.pause();
                 if !pause.is_zero() {
@@ -152,7 +153,7 @@ impl Caller {
         loop {
             let before = last.clone();
             let attempt = || {
-                let (before, looked) = (before.clone(), look());
+                let (before, looked) = (before.clone(), Box::pin(look()));
                 async move {
                     match looked.await {
                         Ok(Look::Done(value)) => Attempt::Done(Look::Done(value)),
@@ -217,10 +218,8 @@ fn settle<T>(outcome: Result<T, GaveUp<AwsError>>) -> Result<T, AwsError> {
 
 fn trouble<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Trouble {
     match error {
-        SdkError::ConstructionFailure(_) => Trouble::Final,
-        SdkError::TimeoutError(_) | SdkError::ResponseError(_) => Trouble::Lost,
         SdkError::DispatchFailure(failure) if failure.is_user() => Trouble::Final,
-        SdkError::DispatchFailure(_) => Trouble::Lost,
+        SdkError::TimeoutError(_) | SdkError::ResponseError(_) | SdkError::DispatchFailure(_) => Trouble::Lost,
         SdkError::ServiceError(service) => of_code(error.code().unwrap_or_default(), service.raw().status().as_u16()),
         _ => Trouble::Final,
     }

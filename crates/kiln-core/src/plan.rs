@@ -162,6 +162,7 @@ pub enum Login {
 /// The machine a bake runs in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[expect(clippy::large_enum_variant, reason = "a plan has one")]
 pub enum Builder {
     Qemu(QemuMachine),
     Ec2(Ec2Machine),

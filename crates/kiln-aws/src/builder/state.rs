@@ -116,7 +116,7 @@ impl Region {
         let look = || self.ec2.describe_instances().instance_ids(id).send();
         match self.caller.call("DescribeInstances", age, look).await {
             Ok(found) => {
-                let mut instances = found.reservations.unwrap_or_default().into_iter().flat_map(|r| r.instances);
+                let mut instances = found.reservations.unwrap_or_default().into_iter().filter_map(|r| r.instances);
                 Ok(instances.next().and_then(|instances| instances.into_iter().next()))
             }
             Err(error) if error.is_missing() => Ok(None),

@@ -1,5 +1,7 @@
 //! What the guest is told at its first boot: kiln's keys, the dead man's timer, and what the template adds.
 
+use std::fmt::Write as _;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kiln_core::plan::Ec2Machine;
 use kiln_io::keys::{KeyPair, PublicKey};
@@ -18,7 +20,8 @@ fn text(machine: &Ec2Machine, host: &KeyPair, login: &PublicKey) -> String {
     let parts = machine.user_data.iter().cloned().chain([ours(machine, host, login)]);
     for part in parts {
         // cloud-init goes by the first line, so one type serves for all.
-        text += &format!("--{BOUNDARY}\nContent-Type: text/plain; charset=\"utf-8\"\nMIME-Version: 1.0\n\n{part}\n");
+        let _ =
+            write!(text, "--{BOUNDARY}\nContent-Type: text/plain; charset=\"utf-8\"\nMIME-Version: 1.0\n\n{part}\n");
     }
     text + &format!("--{BOUNDARY}--\n")
 }

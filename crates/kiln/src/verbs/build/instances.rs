@@ -104,6 +104,7 @@ impl Machine for OnEc2 {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn in_words(error: AwsError) -> RemoteError {
     let cancelled = matches!(error, AwsError::Stopped);
     RemoteError { message: Failure::of(&error).on_one_line(), hint: error.hint(), cancelled }

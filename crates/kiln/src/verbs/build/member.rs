@@ -258,6 +258,7 @@ impl Session {
     }
 
     #[cfg(feature = "aws")]
+    #[expect(clippy::unnecessary_wraps, reason = "without the feature `aws` there are none")]
     fn machines(&self) -> Option<Arc<dyn Machines>> {
         Some(Arc::new(Ec2 { dirs: self.dirs.clone() }))
     }

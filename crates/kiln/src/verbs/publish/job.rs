@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Credentials that end so soon are worth a word.
-const SOON: Duration = Duration::from_secs(15 * 60);
+const SOON: Duration = Duration::from_mins(15);
 
 /// What was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
