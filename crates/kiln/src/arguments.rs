@@ -74,7 +74,7 @@ pub(crate) enum Verb {
     /// Bring a version to where machines start from it
     #[command(subcommand)]
     Publish(PublishVerb),
-    /// Go on with AMIs that were asked for and are not all there: after a deadline, a new log-in, a kill
+    /// Go on with AMIs that were asked for and are not all there
     Resume(Resume),
     /// Replace running machines by those of a version, or go back
     #[command(subcommand)]
