@@ -67,6 +67,11 @@ pub enum Action {
     Retire {
         versions: Vec<Version>,
     },
+    /// The state was signed anew, and is good for so many seconds from then on; without end when there is no number.
+    Renew {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        valid_for: Option<u64>,
+    },
 }
 
 impl Action {

@@ -108,6 +108,12 @@ pub enum RegistryError {
     },
     #[error("the state of `{image}` in `{registry}` is not the newest one: {problem}")]
     OldState { image: ImageName, registry: PathBuf, problem: String, seen: PathBuf },
+    #[error(
+        "the state of `{image}` in `{registry}` expired on {expired}: it is older than whoever signed it lets it become"
+    )]
+    Expired { image: ImageName, registry: PathBuf, expired: String },
+    #[error("the state of `{image}` cannot be signed anew: there is no key here")]
+    CannotSign { image: ImageName },
     #[error("`{channel}` is restricted and does not take {version}: {problem}")]
     Restricted { channel: ChannelName, version: Parent, problem: String },
     #[error("cannot sign what is to be published")]
@@ -168,6 +174,11 @@ impl RegistryError {
                 "somebody may be showing you an old state; where the registry was restored from a backup, remove `{}`",
                 seen.display()
             )),
+            Self::Expired { image, .. } => Some(format!(
+                "somebody may be keeping newer states from you; if nobody renewed it, `kiln registry renew {image}` does, \
+                 where its key and its registry are; `--allow-unproven` goes on all the same"
+            )),
+            Self::CannotSign { .. } => Some("`kiln key init` makes one".to_owned()),
             Self::Restricted { channel, version, .. } => Some(format!(
                 "`kiln verify {version}` says more; `kiln channel {} {channel} --unrestrict` lets it take any version",
                 version.image

@@ -61,6 +61,9 @@ pub(crate) struct State {
     /// Versions that retention removed, with the disk that they were.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) retired: BTreeMap<Version, Digest>,
+    /// How long the signed state is good for, in seconds since it was signed; without it, without end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) valid_for: Option<u64>,
     /// All of the above with image and revision, signed, when it was made with a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) signed: Option<Envelope>,

@@ -46,6 +46,7 @@ pub mod proof;
 mod publish;
 mod raw;
 mod receive;
+mod renew;
 mod retention;
 pub mod sbom;
 mod store;
@@ -92,6 +93,7 @@ pub use self::{
     },
     publish::{Publication, Published},
     receive::{Incoming, Offer},
+    renew::{Renewed, Validity},
     retention::{Pruned, Rules, Verdict},
     view::{Pieces, View},
 };

@@ -110,6 +110,10 @@ impl Registry {
                 let version = version_for(artifact, publication, &head, date)?;
                 let removed = head.state.retired.contains_key(&version);
                 if let Some(record) = self.read_record(&artifact.image, &version)? {
+                    let listed = head.versions.iter().any(|listed| listed.version == version);
+                    if !listed && !removed && self.gives_way(publication) {
+                        return Err(RegistryError::Raced { image: artifact.image.clone(), rev: head.rev });
+                    }
                     same_disk(&record, artifact)?;
                     if removed {
                         if observed || !stored.restores(&record) {
@@ -146,6 +150,12 @@ impl Registry {
         })
     }
 
+    /// Whether a version that somebody else took meanwhile is left to him, and the next one taken: a number that was counted means
+    /// nothing to anybody yet, and where there is no lock another may count the same.
+    fn gives_way(&self, publication: &Publication) -> bool {
+        publication.version == VersionSpec::Auto && self.place.attempts() > 1
+    }
+
     /// Writes the record of a version that has none; false when somebody else wrote one of the same disk.
     fn create_record(&self, record: &Record, publication: &Publication) -> Result<bool, RegistryError> {
         let Artifact { image, version, .. } = &record.artifact;
@@ -153,7 +163,7 @@ impl Registry {
             return Ok(true);
         }
         // Somebody was quicker where there is no lock, or wrote without taking it.
-        if publication.version == VersionSpec::Auto && self.place.attempts() > 1 {
+        if self.gives_way(publication) {
             return Err(RegistryError::Raced { image: image.clone(), rev: 0 });
         }
         if let Some(other) = self.read_record(image, version)? {

@@ -30,6 +30,7 @@ mod pace;
 mod paced;
 mod problem;
 mod ranges;
+mod renew;
 mod server;
 mod state;
 mod stream;

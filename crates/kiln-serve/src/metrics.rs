@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use kiln_core::ImageName;
+
 /// Upper bounds of the buckets of durations, in milliseconds.
 const BUCKETS: [u64; 8] = [1, 5, 25, 100, 500, 2_500, 10_000, 60_000];
 
@@ -34,8 +36,8 @@ impl Metrics {
         self.milliseconds.fetch_add(milliseconds, Ordering::Relaxed);
     }
 
-    /// The text, with how many images and versions there are.
-    pub(crate) fn text(&self, images: usize, versions: usize, streams: usize) -> String {
+    /// The text, with how many images and versions there are, and until when their states are good.
+    pub(crate) fn text(&self, images: usize, versions: usize, streams: usize, expiries: &[(ImageName, u64)]) -> String {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut text = String::new();
         let mut family = |name: &str, kind: &str, help: &str, value: u64| {
@@ -50,6 +52,11 @@ impl Metrics {
         family("kiln_received_bytes_total", "counter", "Bytes of blobs received.", read(&self.received));
         family("kiln_published_total", "counter", "Versions published through this server.", read(&self.published));
         family("kiln_damaged_total", "counter", "Reads that met a damaged blob.", read(&self.damaged));
+        let name = "kiln_state_expires_timestamp_seconds";
+        let _ = write!(text, "# HELP {name} When the signed state of an image expires.\n# TYPE {name} gauge\n");
+        for (image, expires) in expiries {
+            let _ = writeln!(text, "{name}{{image=\"{image}\"}} {expires}");
+        }
         text.push_str("# HELP kiln_answers_total Answers by class of status.\n# TYPE kiln_answers_total counter\n");
         for (class, counter) in self.answers.iter().enumerate() {
             let _ = writeln!(text, "kiln_answers_total{{class=\"{}xx\"}} {}", class + 1, read(counter));

@@ -37,6 +37,7 @@ use crate::{
     ServeError, api, dashboard, files, oci,
     paced::Paced,
     problem::{Inside, Problem},
+    renew,
     state::{App, Log},
     tokens::TokensFile,
 };
@@ -126,6 +127,7 @@ impl Server {
     pub async fn run(self, stop: CancellationToken) {
         let tasks = TaskTracker::new();
         let places = Arc::new(Semaphore::new(CONNECTIONS));
+        tasks.spawn(renew::keep_renewed(Arc::clone(&self.app), stop.clone()));
         loop {
             let place = tokio::select! {
                 () = stop.cancelled() => break,
@@ -262,9 +264,20 @@ async fn ready(State(app): State<Arc<App>>) -> Response<Body> {
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Result<Response<Body>, Problem> {
-    let images = app.on_disk(|app| app.index.images()).await?;
+    let (images, expiries) = app
+        .on_disk(|app| {
+            let images = app.index.images()?;
+            let expiries = images.iter().filter_map(|image| {
+                // A state that is not believed here has no time: it is as good as one that expired at once.
+                let expires = app.registry.standing(&image.image).map_or(Some(0), |standing| standing.expires);
+                expires.map(|expires| (image.image.clone(), expires))
+            });
+            let expiries = expiries.collect::<Vec<_>>();
+            Ok((images, expiries))
+        })
+        .await?;
     let versions = images.iter().map(|image| image.versions).sum();
     let streams = crate::state::STREAMS - app.streams.available_permits();
-    let text = app.metrics.text(images.len(), versions, streams);
+    let text = app.metrics.text(images.len(), versions, streams, &expiries);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }

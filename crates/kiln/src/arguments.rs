@@ -24,7 +24,9 @@ pub(crate) use self::{
     proof::{Diff, KeyExport, KeyInit, KeyList, KeyRevoke, KeyTrust, KeyVerb, Sbom, SbomFormat, Verify},
     publish::{PublishVerb, Resume},
     published::{Export, Images, Pull, Push, Resolve, ResolveFormat, Show},
-    registry::{RegistryArguments, RegistryIndex, RegistryInit, RegistryPrune, RegistryVerb, RegistryVerify},
+    registry::{
+        RegistryArguments, RegistryIndex, RegistryInit, RegistryPrune, RegistryRenew, RegistryVerb, RegistryVerify,
+    },
     release::ReleaseVerb,
     serve::{Allowed, Mirror, Serve, Token},
     template::{Fmt, Plan, TemplateArguments, Validate},

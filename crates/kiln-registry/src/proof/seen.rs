@@ -45,7 +45,7 @@ impl Seen {
     }
 
     /// Refuses a state of `image` that is older than the one seen last, that is not signed when that one was, or whose number has
-    /// been pushed up. Remembers it otherwise.
+    /// been pushed up; remembers it otherwise. Refuses one too that is no longer good at `now`.
     pub fn check(&self, registry: &Registry, image: &ImageName, now: u64) -> Result<(), RegistryError> {
         let path = self.path(registry, image);
         let before = match fs::read(&path) {
@@ -80,14 +80,20 @@ impl Seen {
             }
         }
         let mark = Mark { rev: standing.rev, at: now, signer: standing.signer };
-        if before.is_some_and(|before| (before.rev, &before.signer) == (mark.rev, &mark.signer)) {
-            return Ok(());
+        if before.is_none_or(|before| (before.rev, &before.signer) != (mark.rev, &mark.signer)) {
+            let text =
+                serde_json::to_vec(&mark).map_err(|source| RegistryError::Unreadable { path: path.clone(), source })?;
+            // Where nothing can be written, on a full or read-only disk, images are still read; the next look remembers.
+            let _ = fs::create_dir_all(&self.directory);
+            let _ = write_atomic(&path, &text, 0o644);
         }
-        let text =
-            serde_json::to_vec(&mark).map_err(|source| RegistryError::Unreadable { path: path.clone(), source })?;
-        // Where nothing can be written, on a full or read-only disk, images are still read; the next look remembers.
-        let _ = fs::create_dir_all(&self.directory);
-        let _ = write_atomic(&path, &text, 0o644);
-        Ok(())
+        match standing.expires {
+            Some(expires) if expires <= now => Err(RegistryError::Expired {
+                image: image.clone(),
+                registry: registry.root().to_owned(),
+                expired: kiln_core::moment::Moment::of_seconds(expires).minute(),
+            }),
+            _ => Ok(()),
+        }
     }
 }

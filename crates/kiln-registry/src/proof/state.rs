@@ -29,6 +29,15 @@ pub struct Standing {
     pub rev: u64,
     /// The key that signed it; `None` when nobody did.
     pub signer: Option<Digest>,
+    /// Until when it is good, by what was signed. Seconds since 1970, UTC.
+    pub expires: Option<u64>,
+}
+
+/// Whose word a state is, and of when.
+pub(crate) struct Signed {
+    key: Digest,
+    /// Seconds since 1970, UTC.
+    pub(crate) at: u64,
 }
 
 impl Registry {
@@ -52,14 +61,22 @@ impl Registry {
     pub fn standing(&self, image: &ImageName) -> Result<Standing, RegistryError> {
         let head = self.head(image)?;
         let Some(envelope) = head.state.signed.as_ref().filter(|_| !self.trust().is_empty()) else {
-            return Ok(Standing { rev: head.rev, signer: None });
+            return Ok(Standing { rev: head.rev, signer: None, expires: None });
         };
-        let signer = self.signer_of(envelope, image, head.rev, &head.state);
         let refused = |why| RegistryError::State { image: image.clone(), rev: head.rev, why: Box::new(why) };
-        Ok(Standing { rev: head.rev, signer: Some(signer.map_err(refused)?) })
+        let signed = self.signed_state(envelope, image, head.rev, &head.state).map_err(refused)?;
+        let expires = head.state.valid_for.map(|time| signed.at.saturating_add(time));
+        Ok(Standing { rev: head.rev, signer: Some(signed.key), expires })
     }
 
-    fn signer_of(&self, envelope: &Envelope, image: &ImageName, rev: u64, state: &State) -> Result<Digest, Unproven> {
+    /// Opens `envelope`, which is to be `state` as the revision `rev` of `image`.
+    pub(crate) fn signed_state(
+        &self,
+        envelope: &Envelope,
+        image: &ImageName,
+        rev: u64,
+        state: &State,
+    ) -> Result<Signed, Unproven> {
         let (payload, key) = self.trust().open(envelope)?;
         if envelope.payload_type() != STATE {
             return Err(Unproven::WrongSubject(format!("it is a `{}`", envelope.payload_type())));
@@ -71,6 +88,6 @@ impl Registry {
         if said.state != (State { signed: None, ..state.clone() }) {
             return Err(Unproven::Contradicts("channels or revocations are not those that were signed".to_owned()));
         }
-        Ok(key.id)
+        Ok(Signed { key: key.id, at: said.at })
     }
 }

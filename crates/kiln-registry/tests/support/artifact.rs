@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use kiln_core::{
@@ -24,7 +25,10 @@ pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
     pub(crate) fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("kiln-registry-{name}-{}", std::process::id()));
+        // Tests of one program may choose the same name.
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("kiln-registry-{name}-{}-{number}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -73,22 +77,29 @@ pub(crate) fn artifact(directory: &Path, build: &str, content: &str) -> Artifact
 /// The same of any disk, compressed with `level`.
 pub(crate) fn sealed(directory: &Path, build: &str, bytes: &[u8], level: i32) -> Artifact {
     fs::create_dir_all(directory).unwrap();
-    let (raw, qcow2) = (directory.join("web.raw"), directory.join("web.qcow2"));
+    let raw = directory.join("web.raw");
     let _ = fs::remove_file(&raw);
-    let _ = fs::remove_file(&qcow2);
     fs::write(&raw, bytes).unwrap();
-    let disk = GuestDisk::open(&[DiskFile::raw(&raw)]).unwrap();
+    let mut artifact = sealed_file(directory, build, &raw, level);
+    artifact.files.push(File {
+        name: "web.raw".to_owned(),
+        format: "raw".to_owned(),
+        bytes: bytes.len() as u64,
+        sha256: Digest::of(bytes),
+    });
+    artifact
+}
+
+/// The same of a disk that lies somewhere; the artifact has the qcow2 alone.
+pub(crate) fn sealed_file(directory: &Path, build: &str, raw: &Path, level: i32) -> Artifact {
+    fs::create_dir_all(directory).unwrap();
+    let qcow2 = directory.join("web.qcow2");
+    let _ = fs::remove_file(&qcow2);
+    let disk = GuestDisk::open(&[DiskFile::raw(raw)]).unwrap();
     let sealed = seal::seal(&disk, &qcow2, &seal::Options { level, ..Default::default() }).unwrap();
-    let files = [
-        File { name: "web.qcow2".to_owned(), format: "qcow2".to_owned(), bytes: sealed.bytes, sha256: sealed.qcow2 },
-        File {
-            name: "web.raw".to_owned(),
-            format: "raw".to_owned(),
-            bytes: bytes.len() as u64,
-            sha256: Digest::of(bytes),
-        },
-    ];
-    record(build, &sealed, files.into())
+    let file =
+        File { name: "web.qcow2".to_owned(), format: "qcow2".to_owned(), bytes: sealed.bytes, sha256: sealed.qcow2 };
+    record(build, &sealed, vec![file])
 }
 
 fn record(build: &str, sealed: &Sealed, files: Vec<File>) -> Artifact {

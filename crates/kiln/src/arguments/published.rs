@@ -49,7 +49,7 @@ pub(crate) struct Export {
     /// Use a revoked version all the same, when the version itself is named
     #[arg(long)]
     pub(crate) allow_revoked: bool,
-    /// Use a version all the same that none of the trusted keys signed
+    /// Use a version all the same that none of the trusted keys signed, or of an image whose state is old or expired
     #[arg(long)]
     pub(crate) allow_unproven: bool,
     #[command(flatten)]
@@ -67,7 +67,7 @@ pub(crate) struct Resolve {
     /// Use a revoked version all the same, when the version itself is named
     #[arg(long)]
     pub(crate) allow_revoked: bool,
-    /// Take also a version, or a state of the image, that none of the trusted keys signed
+    /// Take also a version, or a state of the image, that none of the trusted keys signed, or a state that is old or expired
     #[arg(long)]
     pub(crate) allow_unproven: bool,
     #[command(flatten)]
@@ -88,7 +88,7 @@ pub(crate) struct Pull {
     /// Pull a revoked version all the same, when the version itself is named
     #[arg(long)]
     pub(crate) allow_revoked: bool,
-    /// Pull a version that is not proven, although keys are trusted here
+    /// Pull a version that is not proven, or of an image whose state is old or expired, although keys are trusted here
     #[arg(long)]
     pub(crate) allow_unproven: bool,
 }

@@ -1,8 +1,9 @@
 //! Which registry, and the arguments of `kiln registry`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
+use kiln_core::{ImageName, duration};
 
 /// Where images are published.
 #[derive(Debug, Args)]
@@ -23,6 +24,26 @@ pub(crate) enum RegistryVerb {
     Prune(RegistryPrune),
     /// Make the index of lists and pages anew; without this it is made, and kept as the registry is, by whoever needs it
     Index(RegistryIndex),
+    /// Sign the state of images anew before it expires, and say how long it is good for
+    Renew(RegistryRenew),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RegistryRenew {
+    /// Images [default: all]
+    #[arg(value_name = "IMAGE")]
+    pub(crate) images: Vec<ImageName>,
+    /// How long the state is good for from now on: `7 days`, `36h`. Who reads it later refuses it
+    #[arg(long, value_name = "TIME", value_parser = duration::parse, conflicts_with = "without_end")]
+    pub(crate) valid_for: Option<Duration>,
+    /// The state does not expire any more
+    #[arg(long)]
+    pub(crate) without_end: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

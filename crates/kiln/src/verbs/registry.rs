@@ -1,12 +1,15 @@
 //! `kiln registry`: looking after a registry.
 
+use std::time::Duration;
+
 use kiln_bucket::S3;
-use kiln_core::ByteSize;
+use kiln_core::{ByteSize, ImageName};
 use kiln_index::{Index, Indexed};
-use kiln_registry::{Intent, Registry, Report, Rules};
+use kiln_registry::{Intent, Registry, Renewed, Report, Rules, Validity};
+use serde_json::json;
 
 use crate::{
-    arguments::{RegistryIndex, RegistryInit, RegistryPrune, RegistryVerb, RegistryVerify},
+    arguments::{RegistryIndex, RegistryInit, RegistryPrune, RegistryRenew, RegistryVerb, RegistryVerify},
     calendar::Moment,
     failure::{Exit, Failure, Outcome},
     output,
@@ -20,6 +23,7 @@ pub(crate) async fn run(verb: RegistryVerb) -> Outcome {
         RegistryVerb::Verify(arguments) => verify(arguments).await,
         RegistryVerb::Prune(arguments) => prune(&arguments),
         RegistryVerb::Index(arguments) => index(&arguments),
+        RegistryVerb::Renew(arguments) => renew(&arguments),
     }
 }
 
@@ -41,6 +45,61 @@ fn index(arguments: &RegistryIndex) -> Outcome {
     Ok(Exit::Done)
 }
 
+/// Every image is tried, so that one that cannot be renewed does not let the others expire.
+fn renew(arguments: &RegistryRenew) -> Outcome {
+    let registry = surroundings::registry(&arguments.registry)?;
+    let validity = match arguments.valid_for {
+        Some(time) if time < LEAST_VALIDITY => {
+            return Err(Failure::usage("a state that is good for less than a minute expires before anybody reads it")
+                .hint("a day or a week is usual, and a nightly job or `kiln serve` that renews it"));
+        }
+        Some(time) => Some(Validity::For(time)),
+        None => arguments.without_end.then_some(Validity::Unlimited),
+    };
+    let images = if arguments.images.is_empty() {
+        registry.images()?.into_iter().map(|image| image.image).collect()
+    } else {
+        arguments.images.clone()
+    };
+    let intent = Intent { by: surroundings::who(), now: surroundings::seconds(), reason: None, allow_revoked: false };
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
+    for image in images {
+        match registry.renew(&image, validity, &intent) {
+            Ok(renewed) => rows.push((image, renewed)),
+            Err(error) => failed.push(error),
+        }
+    }
+    if arguments.json {
+        let row = |(image, renewed): &(ImageName, Renewed)| {
+            let expires = renewed.expires.map(|expires| Moment::of_seconds(expires).rfc3339());
+            json!({ "image": image, "rev": renewed.rev, "renewed": renewed.renewed, "expires": expires })
+        };
+        output::json(&rows.iter().map(row).collect::<Vec<_>>())?;
+    } else {
+        rows.iter().for_each(|(image, renewed)| output::talk(&renewed_line(image, renewed)));
+    }
+    let also = failed.len().saturating_sub(1);
+    match failed.into_iter().next() {
+        None => Ok(Exit::Done),
+        Some(first) if also == 0 => Err(first.into()),
+        Some(first) => {
+            let failure = Failure::from(first);
+            Err(failure.because(format!("and {also} more images could not be renewed")))
+        }
+    }
+}
+
+fn renewed_line(image: &ImageName, renewed: &Renewed) -> String {
+    match (renewed.renewed, renewed.expires.map(|expires| Moment::of_seconds(expires).minute())) {
+        (true, Some(until)) => format!("{image} is signed anew, good until {until} UTC (revision {})", renewed.rev),
+        (true, None) => format!("{image} is signed anew, good without end (revision {})", renewed.rev),
+        (false, Some(until)) => format!("{image} is good until {until} UTC; half of that time is not over yet"),
+        (false, None) => format!("{image} is good without end; `--valid-for '7 days'` limits it"),
+    }
+}
+
+/// Clocks differ by so much.
+const LEAST_VALIDITY: Duration = Duration::from_mins(1);
 /// Connections from which a bucket is raced.
 const CONNECTIONS: usize = 4;
 
