@@ -1,6 +1,7 @@
 //! What goes wrong on the way to a guest: strangers, silence, cut connections, reboots.
 
 use std::{
+    fs,
     io::Write as _,
     net::TcpListener,
     sync::mpsc,
@@ -15,7 +16,7 @@ use kiln_io::{
 use kiln_tests::{
     guest::{Kept, LONG, connect, connect_through, eventually, run},
     proxy::{Conditions, Proxy},
-    sshd::Sshd,
+    sshd::{Sshd, user},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,50 @@ async fn a_stranger_on_the_port_is_refused_before_any_login_and_both_fingerprint
         !log.contains("publickey") && !log.contains("Accepted") && !log.contains(&ours.login.public.fingerprint()),
         "{log}"
     );
+}
+
+/// A second server as the bastion, and the stock client through it: `ssh -W` is what people have.
+fn through(bastion: &Sshd, guest: &Sshd) -> Target {
+    let options = bastion.client_options(bastion.port).join(" ");
+    let proxy = format!("ssh {options} -W 127.0.0.1:{} {}@127.0.0.1", guest.port, user());
+    Target { proxy: Some(proxy), ..guest.target(1) }
+}
+
+/// Whether a program has `argument`.
+fn runs(argument: &str) -> bool {
+    let programs = fs::read_dir("/proc").unwrap().flatten();
+    let mut arguments = programs.filter_map(|program| fs::read(program.path().join("cmdline")).ok());
+    arguments.any(|line| line.split(|byte| *byte == 0).any(|found| found == argument.as_bytes()))
+}
+
+#[tokio::test]
+async fn a_bastion_passes_everything_on_and_the_key_of_the_guest_is_what_counts() {
+    let (bastion, sshd) = (Sshd::start().await, Sshd::start().await);
+    let guest = SshGuest::connect(through(&bastion, &sshd), CancellationToken::new()).await.unwrap();
+    let (exit, out, _) = run(&guest, &Command::new("head -c 3000000 /dev/zero | wc -c; echo end", LONG)).await.unwrap();
+    assert_eq!((exit, out.as_str()), (Exit::Code(0), "3000000\nend\n"));
+    assert!(runs(&format!("127.0.0.1:{}", sshd.port)));
+    // Programs on this machine take the same way: the stock client, with what kiln says of the guest.
+    let access = guest.access().unwrap();
+    assert!(access.proxy_command().unwrap().contains("-W 127.0.0.1:"));
+    drop(guest);
+    eventually("the proxy is gone", || !runs(&format!("127.0.0.1:{}", sshd.port))).await;
+
+    let stranger = Target { host_key: bastion.host_key.clone(), ..through(&bastion, &sshd) };
+    assert!(matches!(attempt(stranger).await, GuestError::HostKey { .. }));
+}
+
+#[tokio::test]
+async fn a_proxy_that_fails_is_quoted() {
+    let sshd = Sshd::start().await;
+    let with = |command: &str| Target { proxy: Some(command.to_owned()), ..sshd.target(sshd.port) };
+    let error = attempt(with("echo 'bastion: access denied' >&2; exit 1")).await;
+    assert_eq!(stage(&error), Stage::Banner);
+    assert!(error.to_string().ends_with("the proxy said: bastion: access denied"), "{error}");
+    let silent = Target { attempt: Duration::from_millis(500), ..with("sleep 1000") };
+    assert_eq!(stage(&attempt(silent).await), Stage::Banner);
+    let missing = attempt(with("/no/such/program")).await.to_string();
+    assert!(missing.contains("not found"), "{missing}");
 }
 
 #[tokio::test]

@@ -97,6 +97,7 @@ impl Sshd {
             host: "127.0.0.1".to_owned(),
             port,
             user: user(),
+            proxy: None,
             host_key: self.host_key.clone(),
             login: self.login.clone(),
             key_file: at("login_key"),

@@ -88,7 +88,9 @@ impl Instance {
         let made = async {
             let key = region.import_key(&remote.intent, wanted.login, &tags).await?;
             let group = region.make_group(&remote.intent, &subnets[0].vpc, &tags).await?;
-            region.let_in(&group, wanted.machine.ssh_port, &source).await?;
+            if let Some(source) = &source {
+                region.let_in(&group, wanted.machine.ssh_port, source).await?;
+            }
             let user_data = user_data::encoded(wanted.machine, wanted.host, wanted.login);
             let with = launch::With { ami: &origin, key: &key, group: &group, user_data: &user_data, tags: &tags };
             let launched = region.launch(wanted.machine, &subnets, &with).await?;
@@ -113,6 +115,10 @@ impl Instance {
                 Err(error)
             }
         }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.launched.id
     }
 
     /// Where it answers.

@@ -12,6 +12,7 @@
 //! publish    the way through all of these in one region, and in all that were asked for
 //! parameter, launch_template, release   what machines start from it
 //! retention  old AMIs, withdrawn and later deleted
+//! health     AMIs that somebody else changed or took away
 //! builder    an instance that a bake runs in, until its disk is here
 //! reconcile  what a dead kiln left in an account, released by its intent
 //! ```
@@ -26,6 +27,7 @@ pub mod blocks;
 mod builder;
 mod call;
 mod error;
+mod health;
 mod image;
 mod intent;
 mod launch_template;
@@ -44,6 +46,7 @@ pub use self::{
     builder::{Instance, Wanted},
     call::Patience,
     error::AwsError,
+    health::{Checked, Health},
     publish::{Outcome, Place, Published, Publisher, Report},
     reconcile::{Released, reconcile},
     release::{Refresh, Release},

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// When it was withdrawn, seconds since 1970, UTC.
-const WITHDRAWN: &str = "kiln:withdrawn";
+pub(crate) const WITHDRAWN: &str = "kiln:withdrawn";
 const DAY: u64 = 86_400;
 
 /// What is kept.
@@ -94,9 +94,7 @@ impl Region {
         keep: &Keep,
         dry: bool,
     ) -> Result<Vec<Verdict>, AwsError> {
-        let mut amis = registry.amis_of(image)?;
-        amis.retain(|ami| (&ami.account, &ami.region) == (&self.account, &self.name));
-        amis.sort_by(|a, b| (b.published, &b.version).cmp(&(a.published, &a.version)));
+        let amis = self.catalogued(registry, image)?;
         let channels: BTreeMap<Version, String> =
             registry.channels(image)?.into_iter().map(|(name, channel)| (channel.version, name.to_string())).collect();
         let mut verdicts = Vec::new();
@@ -110,6 +108,14 @@ impl Region {
             verdicts.push(Verdict { version: ami.version, region: self.name.clone(), ami: ami.ami, fate });
         }
         Ok(verdicts)
+    }
+
+    /// The AMIs of `image` here by the catalog, the newest first.
+    pub(crate) fn catalogued(&self, registry: &Registry, image: &ImageName) -> Result<Vec<Ami>, AwsError> {
+        let mut amis = registry.amis_of(image)?;
+        amis.retain(|ami| (&ami.account, &ami.region) == (&self.account, &self.name));
+        amis.sort_by(|a, b| (b.published, &b.version).cmp(&(a.published, &a.version)));
+        Ok(amis)
     }
 
     async fn carry_out(&self, registry: &Registry, ami: &Ami, fate: &Fate, now: u64) -> Result<(), AwsError> {

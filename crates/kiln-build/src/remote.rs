@@ -63,6 +63,8 @@ pub struct Place {
     pub host: String,
     pub port: u16,
     pub user: String,
+    /// A shell command whose input and output are the connection, if it is not reached directly.
+    pub proxy: Option<String>,
 }
 
 /// What went wrong with a machine, in the words of whoever runs it.

@@ -255,6 +255,13 @@ pub(crate) const EC2: &[Key] = &[
         "The IPv4 network that may connect to the SSH port, `198.51.100.7/32`; by default the address that this machine is seen at: for \
          `public` as `checkip.amazonaws.com` says, for `private` that of its interface. The whole internet is refused.",
     ),
+    optional(
+        "proxy_command",
+        Kind::String,
+        "A shell command whose input and output are the connection: through a bastion, `ssh -W %h:%p bastion.example.com`, or Session Manager, `aws ssm \
+         start-session --target %i --document-name AWS-StartSSHSession --parameters portNumber=%p`. `%h` is the address, `%p` the port, `%i` the \
+         instance. Without `source`, the security group then lets nobody in.",
+    ),
     with_default(
         "lifetime",
         Kind::Duration,

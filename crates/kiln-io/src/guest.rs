@@ -153,6 +153,9 @@ pub struct Access {
     pub key: PathBuf,
     /// `known_hosts` file that pins the guest's key.
     pub known_hosts: PathBuf,
+    /// A shell command whose input and output are the connection, if it is not reached directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
 }
 
 /// How far a connection came. In the order in which a booting guest reaches them.
@@ -182,6 +185,11 @@ impl fmt::Display for Stage {
 impl Access {
     /// JSON in the build's directory.
     pub const FILE: &'static str = "access.json";
+
+    /// The proxy as OpenSSH's `ProxyCommand` wants it, where `%` begins a token.
+    pub fn proxy_command(&self) -> Option<String> {
+        self.proxy.as_ref().map(|command| command.replace('%', "%%"))
+    }
 }
 
 /// What can go wrong with a guest.

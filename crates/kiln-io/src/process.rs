@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub use attached::{replace_by, run_attached};
 pub use identity::{Identity, alive, host_boot_id, kill_group, start_time};
 pub use run::{Finished, run, run_to_end};
-pub use spawn::{Running, spawn};
+pub use spawn::{Running, spawn, spawn_on_socket};
 
 use crate::error::ProcessError;
 

@@ -8,6 +8,7 @@ mod lane;
 mod link;
 mod marker;
 mod pipe;
+mod proxy;
 mod script;
 mod shell;
 mod tar;
@@ -41,6 +42,8 @@ pub struct Target {
     pub host: String,
     pub port: u16,
     pub user: String,
+    /// A shell command whose input and output are the connection; `None`: a socket to `host` and `port`.
+    pub proxy: Option<String>,
     pub host_key: PublicKey,
     pub login: KeyPair,
     /// The login's private key as a file, and the pinned host key as a `known_hosts` file: for programs on the host.
@@ -264,6 +267,7 @@ impl Guest for SshGuest {
             user: self.target.user.clone(),
             key: self.target.key_file.clone(),
             known_hosts: self.target.known_hosts.clone(),
+            proxy: self.target.proxy.clone(),
         })
     }
 }

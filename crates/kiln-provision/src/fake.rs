@@ -284,6 +284,7 @@ impl Guest for FakeGuest {
             user: "root".to_owned(),
             key: "/kiln/key".into(),
             known_hosts: "/kiln/known_hosts".into(),
+            proxy: None,
         })
     }
 }

@@ -34,7 +34,7 @@ pub(crate) use self::{
 #[cfg(feature = "aws")]
 pub(crate) use self::{
     publish::PublishAmi,
-    release::{ReleaseGroup, ReleasePoint, ReleaseRetire, ReleaseStart},
+    release::{ReleaseCheck, ReleaseGroup, ReleasePoint, ReleaseRetire, ReleaseStart},
 };
 
 /// Bakes machine images: a TOML template becomes a sealed, tested, bootable disk image

@@ -12,20 +12,20 @@ use crate::error::AwsError;
 /// Amazon's own: the body is the address that the request came from.
 const ECHO: &str = "https://checkip.amazonaws.com/";
 
-/// What the security group lets in: as the template says, else this machine's address alone.
+/// What the security group lets in: as the template says, else this machine's address alone; nothing for a proxy that needs no way in.
 pub(super) async fn of_caller(
     machine: &Ec2Machine,
     subnets: &[Subnet],
     cancel: &CancellationToken,
-) -> Result<String, AwsError> {
-    if let Some(source) = &machine.source {
-        return Ok(source.clone());
+) -> Result<Option<String>, AwsError> {
+    if machine.source.is_some() || machine.proxy_command.is_some() {
+        return Ok(machine.source.clone());
     }
     let address = match machine.address {
         Address::Public => public(cancel).await?,
         Address::Private => towards(subnets)?,
     };
-    Ok(format!("{address}/32"))
+    Ok(Some(format!("{address}/32")))
 }
 
 async fn public(cancel: &CancellationToken) -> Result<Ipv4Addr, AwsError> {

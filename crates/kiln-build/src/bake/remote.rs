@@ -136,6 +136,7 @@ impl Scene<'_> {
             host: place.host.clone(),
             port: place.port,
             user: place.user.clone(),
+            proxy: place.proxy.clone(),
             host_key: keys.host.public.clone(),
             login: keys.login.clone(),
             key_file: file("key", keys.login.private.reveal().as_bytes())?,

@@ -264,6 +264,7 @@ async fn reach(
         host: "127.0.0.1".into(),
         port,
         user: login::USER.into(),
+        proxy: None,
         host_key: material.host.public.clone(),
         login: material.login.clone(),
         key_file: material.key_file.clone(),

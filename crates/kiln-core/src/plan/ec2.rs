@@ -31,6 +31,9 @@ pub struct Ec2Machine {
     pub address: Address,
     /// The network that may connect; `None`: this machine's address.
     pub source: Option<String>,
+    /// A shell command whose input and output are the connection, instead of a socket to the instance. See [`Self::proxy`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_command: Option<String>,
     /// When the instance ends by itself, whatever became of kiln.
     #[serde(serialize_with = "seconds")]
     pub lifetime: Duration,
@@ -38,6 +41,36 @@ pub struct Ec2Machine {
     pub boot_timeout: Duration,
     #[serde(serialize_with = "seconds")]
     pub shutdown_timeout: Duration,
+}
+
+impl Ec2Machine {
+    /// What may follow a `%` in [`Self::proxy_command`]: host, port, instance, and `%` itself.
+    pub const PROXY_TOKENS: [char; 4] = ['h', 'p', 'i', '%'];
+
+    /// The command that reaches `instance`, which answers at `host`.
+    pub fn proxy(&self, host: &str, instance: &str) -> Option<String> {
+        let mut command = String::new();
+        let mut rest = self.proxy_command.as_deref()?.chars();
+        // What a service answers is not to become a command.
+        let plain = |text: &str| -> String {
+            text.chars().filter(|c| c.is_ascii_alphanumeric() || ".:-_".contains(*c)).collect()
+        };
+        while let Some(c) = rest.next() {
+            let part: String = match (c, rest.clone().next()) {
+                ('%', Some('h')) => plain(host),
+                ('%', Some('p')) => self.ssh_port.to_string(),
+                ('%', Some('i')) => plain(instance),
+                ('%', Some('%')) => "%".to_owned(),
+                _ => {
+                    command.push(c);
+                    continue;
+                }
+            };
+            command.push_str(&part);
+            rest.next();
+        }
+        Some(command)
+    }
 }
 
 /// Which of an account's networks.

@@ -45,6 +45,9 @@ fn what_does_not_go_together_is_refused() {
         (ID, "[builder.ec2]\nregion = 'eu-west-1'\ninstance_types = []\n", "is empty"),
         (ID, &format!("{BUILDER}source = '0.0.0.0/0'\n"), "the whole internet"),
         (ID, &format!("{BUILDER}volume = '8500 MiB'\n"), "whole GiB"),
+        (ID, &format!("{BUILDER}proxy_command = 'ssh -W %h:%p %r@bastion'\n"), "`%r` means nothing"),
+        (ID, &format!("{BUILDER}proxy_command = 'nc %'\n"), "`% ` means nothing"),
+        (ID, &format!("{BUILDER}proxy_command = ' '\n"), "one line of shell"),
         (ID, &format!("{BUILDER}subnet = 'web'\n"), "is no id"),
         (ID, &format!("{BUILDER}vpc = 'vpc-01234567'\nvpc_filter = {{ 'tag:Name' = 'x' }}\n"), "one is enough"),
         (ID, &format!("{BUILDER}[builder.qemu]\ncpus = 1\n"), "two builders"),
@@ -72,4 +75,19 @@ fn the_recipe_binds_the_ami_and_not_the_types_that_are_tried() {
     let other_types = BUILDER.replace("m6i.large", "t3.large");
     assert_eq!(plan(ID, &format!("{other_types}spot = true\n")).recipe, one.recipe);
     assert_ne!(plan(&ID.replace("def0", "def1"), BUILDER).recipe, one.recipe);
+}
+
+#[test]
+fn a_proxy_learns_whom_to_reach_and_changes_no_recipe() {
+    let plan = |builder: &str| {
+        resolve_in(&World::default(), &text(ID, builder), &Inputs::default()).expect("a plan").remove(0)
+    };
+    let proxied = plan(&format!("{BUILDER}ssh_port = 2222\nproxy_command = 'nc -X 5%% %h %p # %i'\n"));
+    let Builder::Ec2(machine) = &proxied.builder else { panic!("{:?}", proxied.builder) };
+    assert_eq!(machine.proxy("10.0.0.7", "i-0123").as_deref(), Some("nc -X 5% 10.0.0.7 2222 # i-0123"));
+    // What a service answers becomes no command.
+    assert_eq!(machine.proxy("a;$(reboot)`x`", "i").as_deref(), Some("nc -X 5% arebootx 2222 # i"));
+    let Builder::Ec2(direct) = plan(BUILDER).builder else { panic!() };
+    assert_eq!(direct.proxy("10.0.0.7", "i-0123"), None);
+    assert_eq!(proxied.recipe, plan(BUILDER).recipe);
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     process::{ExitStatus, Stdio},
     sync::{Mutex, OnceLock, PoisonError, mpsc},
     time::Duration,
@@ -73,11 +74,23 @@ impl Drop for Running {
 
 /// Starts a program in its own session.
 pub async fn spawn(spec: &Spec) -> Result<Running, ProcessError> {
+    start(spec, command(spec)?).await
+}
+
+/// The same with a socket for its input and output, whose other end is returned.
+pub async fn spawn_on_socket(spec: &Spec) -> Result<(Running, UnixStream), ProcessError> {
+    let failed = |source| ProcessError::Io { operation: "make a socket for", command: spec.to_string(), source };
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    let mut command = command(spec)?;
+    command.stdin(OwnedFd::from(theirs.try_clone().map_err(failed)?)).stdout(OwnedFd::from(theirs));
+    Ok((start(spec, command).await?, ours))
+}
+
+async fn start(spec: &Spec, command: Command) -> Result<Running, ProcessError> {
     let failed = |operation| {
         let command = spec.to_string();
         move |source| ProcessError::Io { operation, command, source }
     };
-    let command = command(spec)?;
     let mut child = on_the_spawning_thread(command).await.map_err(failed("start"))?;
     // A child that is not waited for keeps its entry in /proc, so it is there even if it has ended already.
     let identity = child.id().and_then(Identity::of);

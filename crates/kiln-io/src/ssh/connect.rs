@@ -41,10 +41,10 @@ pub(super) struct Connected {
     pub(super) socket: TcpStream,
 }
 
-/// Connects and logs in within the target's time for one attempt. Blocks.
-pub(super) fn connect(target: &Target) -> Result<Connected, GuestError> {
+/// Connects, unless it is `connected` already, and logs in within the target's time for one attempt. Blocks.
+pub(super) fn connect(target: &Target, connected: Option<TcpStream>) -> Result<Connected, GuestError> {
     let deadline = Instant::now() + target.attempt;
-    let socket = dial(target, deadline)?;
+    let socket = connected.map_or_else(|| dial(target, deadline), Ok)?;
     listen_for_banner(target, &socket, deadline)?;
     let mut session = Session::new().map_err(|error| failure(target, Stage::Handshake, &error))?;
     for (kind, methods) in METHODS {

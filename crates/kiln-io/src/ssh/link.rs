@@ -21,6 +21,7 @@ use super::{
     connect::{Connected, KEEPALIVE, connect},
     lane::{CHUNK, Lane, Turn},
     pipe::{Ends, Pipe, Waker, pair},
+    proxy::Proxy,
 };
 use crate::guest::GuestError;
 
@@ -38,6 +39,8 @@ pub(super) struct Link {
     /// Fires when the thread has ended.
     dead: CancellationToken,
     why: Arc<Mutex<String>>,
+    /// What the connection goes through.
+    _proxy: Option<Proxy>,
 }
 
 /// What to open.
@@ -68,20 +71,27 @@ impl Link {
             reason: error.to_string(),
         };
         let waker = Waker::new().map_err(failed)?;
+        let (proxy, socket) = match &target.proxy {
+            None => (None, None),
+            Some(command) => {
+                let (proxy, socket) = Proxy::start(target, command).await?;
+                (Some(proxy), Some(socket))
+            }
+        };
         let (orders, inbox) = channel();
         let dead = CancellationToken::new();
         let why = Arc::new(Mutex::new(String::new()));
-        let link = Self { orders, waker: waker.clone(), dead: dead.clone(), why: why.clone() };
         let (ready, connected) = oneshot::channel();
         let (target, stop) = (target.clone(), cancel.clone());
+        let (ours, end, reason) = (waker.clone(), dead.clone(), Arc::clone(&why));
         let thread = std::thread::Builder::new().name("kiln-ssh".to_owned()).spawn(move || {
-            let ends = dead.drop_guard();
-            match connect(&target) {
+            let ends = end.drop_guard();
+            match connect(&target, socket) {
                 Err(error) => drop(ready.send(Err(error))),
                 Ok(connected) => {
                     if ready.send(Ok(())).is_ok() {
-                        let mut pump = Pump::new(connected, inbox, waker, stop);
-                        *why.lock().unwrap_or_else(PoisonError::into_inner) = pump.run();
+                        let mut pump = Pump::new(connected, inbox, ours, stop);
+                        *reason.lock().unwrap_or_else(PoisonError::into_inner) = pump.run();
                         // Before the channels go: whoever sees one end must see why.
                         drop(ends);
                     }
@@ -92,8 +102,17 @@ impl Link {
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(GuestError::Cancelled),
-            answer = connected => answer.map_err(|_| GuestError::Cancelled)??,
+            answer = connected => {
+                let answer = answer.map_err(|_| GuestError::Cancelled)?;
+                if let Err(error) = answer {
+                    return Err(match proxy {
+                        Some(proxy) => proxy.explain(error).await,
+                        None => error,
+                    });
+                }
+            }
         }
+        let link = Self { orders, waker, dead, why, _proxy: proxy };
         link.forward_cancel(cancel);
         Ok(link)
     }

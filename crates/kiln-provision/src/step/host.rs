@@ -92,6 +92,7 @@ fn ssh_environment(access: &Access, config: &Path) -> [(&'static str, String); 6
 
 /// For `ssh -F "$KILN_SSH_CONFIG" guest` and everything that is built on ssh. Only the pinned key is accepted.
 fn ssh_config(access: &Access) -> String {
+    let proxy = access.proxy_command().map_or_else(String::new, |command| format!("    ProxyCommand {command}\n"));
     format!(
         "Host guest {host}\n\
          \x20   HostName {host}\n\
@@ -106,7 +107,8 @@ fn ssh_config(access: &Access) -> String {
          \x20   PasswordAuthentication no\n\
          \x20   KbdInteractiveAuthentication no\n\
          \x20   BatchMode yes\n\
-         \x20   LogLevel ERROR\n",
+         \x20   LogLevel ERROR\n\
+         {proxy}",
         host = access.host,
         port = access.port,
         user = access.user,

@@ -18,6 +18,25 @@ pub(crate) enum ReleaseVerb {
     Rollback(ReleaseGroup),
     /// Withdraw old AMIs that nobody uses, and delete those that were withdrawn long enough; says what it would do
     Retire(ReleaseRetire),
+    /// Say which AMIs of an image are gone, disabled, public or relabelled; ends with 1 when one is
+    Check(ReleaseCheck),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseCheck {
+    #[arg(value_name = "NAME")]
+    pub(crate) image: ImageName,
+    /// A region; may be repeated
+    #[arg(long = "region", value_name = "REGION", required = true)]
+    pub(crate) regions: Vec<String>,
+    /// They are meant to be public
+    #[arg(long)]
+    pub(crate) public: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryArguments,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,8 @@
 #[cfg(feature = "aws")]
 mod aws;
 #[cfg(feature = "aws")]
+mod check;
+#[cfg(feature = "aws")]
 mod retire;
 
 use crate::{arguments::ReleaseVerb, failure::Outcome};
@@ -15,6 +17,7 @@ pub(crate) async fn run(verb: ReleaseVerb) -> Outcome {
         ReleaseVerb::Status(arguments) => aws::status(arguments).await,
         ReleaseVerb::Rollback(arguments) => aws::roll_back(arguments).await,
         ReleaseVerb::Retire(arguments) => retire::run(arguments).await,
+        ReleaseVerb::Check(arguments) => check::run(arguments).await,
     }
 }
 

@@ -45,6 +45,7 @@ pub(crate) fn client(access: &Access, command: &[String]) -> Spec {
         .arg(&access.key)
         .args(["-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR", "-o"])
         .arg(option("UserKnownHostsFile", &access.known_hosts))
+        .args(access.proxy_command().map(|command| format!("-oProxyCommand={command}")))
         .arg(format!("{}@{}", access.user, access.host))
         .args(if command.is_empty() { None } else { Some("--") })
         .args(command)
@@ -62,11 +63,14 @@ mod tests {
             user: "root".to_owned(),
             key: "/state/key".into(),
             known_hosts: "/state/known_hosts".into(),
+            proxy: None,
         };
         let expected = "ssh -F none -p 40113 -i /state/key -o IdentitiesOnly=yes -o StrictHostKeyChecking=yes \
              -o LogLevel=ERROR -o UserKnownHostsFile=/state/known_hosts root@127.0.0.1";
         assert_eq!(client(&access, &[]).to_string(), expected);
         let command = ["uptime".to_owned(), "-p".to_owned()];
         assert_eq!(client(&access, &command).to_string(), format!("{expected} -- uptime -p"));
+        let proxied = client(&Access { proxy: Some("nc -x %1 h 22".to_owned()), ..access }, &[]);
+        assert!(proxied.args.contains(&"-oProxyCommand=nc -x %%1 h 22".into()), "{proxied}");
     }
 }

@@ -1,6 +1,7 @@
 //! A whole `kiln build` on EC2: the real binary, the fake's EC2, and a real guest over real SSH.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kiln_aws_tests::{BaseImage, Fake, Living};
+use kiln_aws_tests::{BaseImage, Fake, Fault, Living, Schedule};
 use kiln_io::{
     dirs::Dirs,
     ledger::{self, Condition},
@@ -30,6 +31,11 @@ struct Scene {
 
 impl Scene {
     fn new(name: &str, script: &str) -> Self {
+        Self::with(name, script, "")
+    }
+
+    /// With `more` at the end of the template.
+    fn with(name: &str, script: &str, more: &str) -> Self {
         let home = Home::apart(name);
         let fake = Arc::new(Fake::start());
         let guest = Guest::of(&fake);
@@ -63,7 +69,7 @@ use = "file"
 path = "/srv/page"
 contains = "baked"
 on = ["guest"]
-"##,
+{more}"##,
             port = guest.port
         );
         fs::create_dir_all(home.path("web")).unwrap();
@@ -73,8 +79,11 @@ on = ["guest"]
 
     fn command(&self, verb: &str, more: &[&str]) -> Command {
         let template = self.home.path("web").display().to_string();
-        let arguments: Vec<&str> = [verb, &template].into_iter().chain(more.iter().copied()).collect();
-        let mut command = self.plain(&arguments);
+        self.in_account(&[&[verb, &template], more].concat())
+    }
+
+    fn in_account(&self, arguments: &[&str]) -> Command {
+        let mut command = self.plain(arguments);
         command.env("AWS_ENDPOINT_URL", self.fake.endpoint()).env("AWS_EC2_METADATA_DISABLED", "true");
         command.env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "secret");
         command
@@ -150,6 +159,52 @@ fn a_bake_on_ec2_ends_in_a_version_and_an_ami_of_what_the_guest_wrote_and_leaves
 }
 
 #[test]
+fn amis_that_a_template_wants_are_made_when_they_may_be_and_shown_to_nobody_before() {
+    const PARAMETER: &str = "/images/web/stable";
+    let wanted =
+        format!("[publish.ami]\nchannel = \"stable\"\nparameter = \"{PARAMETER}\"\n[publish.ami.regions.eu-west-1]\n");
+    let scene = Scene::with("ec2-wanted", "echo baked by kiln > /srv/page", &wanted);
+    // The first is that of the region of the bake.
+    scene.fake.schedule(Schedule::new().during("RegisterImage", 2..=u64::MAX, Fault::AccessDenied));
+    let (said, built) = scene.run("build", &[]);
+    assert_eq!(built.status.code(), Some(3), "{said}\n{}", scene.guest_log());
+    assert!(said.contains("0 of 1 regions have the AMI"), "{said}");
+    let shown = |image: &str| scene.plain(&["show", image]).output().unwrap();
+    assert!(shown("web@1.0.0").status.success(), "the image is published all the same");
+    let parameter = || scene.fake.parameter(Fake::ACCOUNT, "eu-west-1", PARAMETER);
+    assert!(!shown("web@stable").status.success() && parameter().is_none(), "{said}");
+    let build = said.split_once("`kiln resume ").unwrap().1.split('`').next().unwrap();
+    let report = fs::read_to_string(scene.dirs().build(build).join("publish.json")).unwrap();
+    assert!(report.contains("eu-west-1") && report.contains("UnauthorizedOperation"), "{report}");
+
+    let resume = || {
+        let output = scene.in_account(&["resume", build]).output().unwrap();
+        (format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)), output)
+    };
+    let (said, refused) = resume();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    scene.fake.schedule(Schedule::new());
+    let (said, resumed) = resume();
+    assert!(resumed.status.success(), "{said}");
+    assert!(said.contains("web@stable is 1.0.0 now"), "{said}");
+    let amis = || {
+        let ours = scene.ours().into_iter().filter(|living| living.kind == "image");
+        ours.map(|image| (image.region, image.id)).collect::<BTreeMap<_, _>>()
+    };
+    assert_eq!(amis().into_keys().collect::<Vec<_>>(), ["eu-west-1", REGION]);
+    assert_eq!(parameter().as_ref(), amis().get("eu-west-1"));
+    assert!(shown("web@stable").status.success());
+
+    // Twice is as good as once.
+    let before = scene.ours();
+    let (said, again) = resume();
+    assert!(again.status.success(), "{said}");
+    assert_eq!(scene.ours(), before, "{said}");
+    let survey = ledger::survey(&scene.dirs()).unwrap();
+    assert!(survey.iter().all(|report| report.found.is_empty()), "{survey:?}");
+}
+
+#[test]
 fn a_kiln_that_is_killed_in_the_middle_of_a_step_leaves_what_clean_takes_away() {
     let scene = Scene::new("ec2-killed", "echo baked > /srv/page; sleep 600");
     let foreign = scene.fake.living();
@@ -171,6 +226,41 @@ fn a_kiln_that_is_killed_in_the_middle_of_a_step_leaves_what_clean_takes_away() 
     assert_eq!((released.gone.len(), released.kept.len()), (3, 0), "{released:?}");
     assert!(scene.ours().is_empty());
     assert_eq!(scene.fake.living(), foreign);
+}
+
+#[test]
+fn a_bake_goes_through_a_proxy_and_nobody_is_let_in_for_it() {
+    let scene = Scene::new("ec2-proxied", "echo baked by kiln > /srv/page");
+    let (template, log) = (scene.home.path("web/template.toml"), scene.home.path("proxied"));
+    let text = fs::read_to_string(&template).unwrap();
+    let proxy = format!("proxy_command = \"echo %i >> '{}'; exec busybox nc %h %p\"\nssh_port", log.display());
+    fs::write(&template, text.replacen("ssh_port", &proxy, 1)).unwrap();
+    let (said, built) = scene.run("build", &[]);
+    assert!(built.status.success(), "{said}\n{}", scene.guest_log());
+    let through = fs::read_to_string(&log).unwrap();
+    assert!(through.lines().count() > 0 && through.lines().all(|line| line.starts_with("i-")), "{through}");
+    let ledger = scene.fake.ledger();
+    assert!(ledger.iter().all(|call| call.action != "AuthorizeSecurityGroupIngress"));
+    assert!(ledger.iter().any(|call| call.action == "CreateSecurityGroup"));
+    let kinds: Vec<_> = scene.ours().iter().map(|living| living.kind).collect();
+    assert_eq!(kinds, ["image", "snapshot"], "{said}");
+}
+
+#[test]
+fn an_instance_that_is_taken_back_in_the_middle_of_a_step_ends_the_bake_with_the_reason() {
+    let scene = Scene::new("ec2-taken-back", "echo baked > /srv/page; sleep 600");
+    let kiln = scene.command("build", &[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let page = scene.guest.written("page");
+    assert_eq!(done_within(Duration::from_mins(2), || Ok::<_, ()>(page.exists())), Ok(true), "{}", scene.guest_log());
+    let instance = scene.ours().into_iter().find(|living| living.kind == "instance").unwrap().id;
+    scene.fake.reclaim(Fake::ACCOUNT, REGION, &instance);
+    let output = kiln.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&instance) && said.contains("Server.SpotInstanceTermination"), "{said}");
+    assert!(scene.ours().is_empty(), "{said}");
+    let survey = ledger::survey(&scene.dirs()).unwrap();
+    assert!(survey.iter().all(|report| report.found.is_empty()), "{survey:?}");
 }
 
 impl Scene {

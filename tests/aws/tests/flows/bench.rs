@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -23,7 +24,7 @@ use kiln_io::{
 use kiln_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::artifact::{Scratch, fixed, sealed};
+use crate::artifact::{Scratch, fixed, sealed, sealed_file};
 
 pub(crate) use kiln_aws_tests::BLOCK;
 
@@ -74,6 +75,20 @@ impl Bench {
         disk.to_vec()
     }
 
+    /// The same of a file, which the benchmark has.
+    #[allow(dead_code, reason = "the tests have small disks")]
+    pub(crate) fn publish_file(&self, version: &str, raw: &Path) {
+        let directory = self.scratch.0.join(version);
+        let built = sealed_file(&directory, &format!("b-{version}"), raw, 1);
+        self.registry.publish(&built, &directory, &fixed(version), &Quiet).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[allow(dead_code, reason = "the tests have small disks")]
+    pub(crate) fn scratch(&self) -> &Path {
+        &self.scratch.0
+    }
+
     pub(crate) async fn ami(&self, version: &str) -> Result<Published, AwsError> {
         self.ami_at(&self.fake.endpoint(), version).await
     }
@@ -98,7 +113,7 @@ impl Bench {
         self.report_at(&self.fake.endpoint(), version, places, sharing).await
     }
 
-    async fn report_at(
+    pub(crate) async fn report_at(
         &self,
         url: &str,
         version: &str,

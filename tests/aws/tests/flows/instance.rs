@@ -30,6 +30,7 @@ fn machine() -> Ec2Machine {
         ssh_port: 22,
         address: Address::Private,
         source: Some("198.51.100.7/32".to_owned()),
+        proxy_command: None,
         lifetime: Duration::from_hours(2),
         boot_timeout: Duration::from_mins(5),
         shutdown_timeout: Duration::from_secs(5),

@@ -1,6 +1,6 @@
 //! Old AMIs go, and only those that nobody needs and that are ours beyond doubt.
 
-use kiln_aws::{Fate, Keep};
+use kiln_aws::{Checked, Fate, Health, Keep};
 use kiln_aws_tests::{Fake, Fault, Schedule};
 use kiln_core::ImageName;
 
@@ -90,4 +90,52 @@ async fn what_was_half_withdrawn_or_half_deleted_is_finished_by_the_next_run() {
     let verdicts = region.retain(&bench.registry, &web(), &last, false).await.unwrap();
     assert!(verdicts.iter().any(|verdict| verdict.ami == amis[0] && verdict.fate == Fate::Deleted), "{verdicts:?}");
     assert_eq!((bench.living(), bench.registry.amis_of(&web()).unwrap().len()), ((1, 1), 1));
+}
+
+#[tokio::test]
+async fn what_others_did_to_amis_is_found_and_nothing_is_changed() {
+    let bench = Bench::new("health");
+    let amis = versions(&bench, 6).await;
+    let region = bench.region(REGION).await;
+    let web = web();
+    let checked = |public| region.check(&bench.registry, &web, public);
+    let sound = checked(false).await.unwrap();
+    assert!(sound.len() == 6 && sound.iter().all(|one| one.health == Health::Sound), "{sound:?}");
+    assert_eq!(sound[0].version.as_str(), "1.5.0", "the newest first");
+
+    let keep = Keep { newest: 5, days: 7, now: now() };
+    region.retain(&bench.registry, &web, &keep, false).await.unwrap();
+    let snapshot = bench.fake.root_snapshot(REGION, Fake::ACCOUNT, &amis[2]).unwrap();
+    let others: [(&str, &[(&str, &str)]); 6] = [
+        ("DisableImage", &[("ImageId", &amis[1])]),
+        ("DeregisterImage", &[("ImageId", &amis[2])]),
+        ("DeleteSnapshot", &[("SnapshotId", &snapshot)]),
+        ("DeregisterImage", &[("ImageId", &amis[3])]),
+        ("ModifyImageAttribute", &[("ImageId", &amis[4]), ("LaunchPermission.Add.1.Group", "all")]),
+        ("CreateTags", &[("ResourceId.1", &amis[5]), ("Tag.1.Key", "kiln:disk"), ("Tag.1.Value", "sha256:0")]),
+    ];
+    for (action, fields) in others {
+        bench.fake.ec2(Fake::ACCOUNT, REGION, action, fields).unwrap();
+    }
+    let before = (bench.fake.living(), bench.registry.amis_of(&web).unwrap());
+    let found = checked(false).await.unwrap();
+    let of = |checked: &[Checked], ami: &str| checked.iter().find(|one| one.ami == ami).unwrap().health.clone();
+    assert_eq!(of(&found, &amis[0]), Health::Withdrawn);
+    for (ami, words) in [
+        (&amis[1], "somebody disabled it"),
+        (&amis[2], "and its snapshot too"),
+        (&amis[3], "registers its snapshot again"),
+        (&amis[4], "everybody may launch it"),
+        (&amis[5], "the tags of its record"),
+    ] {
+        let health = of(&found, ami);
+        assert!(matches!(&health, Health::Broken(why) if why.contains(words)), "{words}: {health:?}");
+    }
+    assert_eq!(of(&checked(true).await.unwrap(), &amis[4]), Health::Sound);
+    assert_eq!((bench.fake.living(), bench.registry.amis_of(&web).unwrap()), before);
+    // What it advises helps: the AMI comes back from its snapshot.
+    bench.ami("1.3.0").await.unwrap();
+    let healed = checked(false).await.unwrap();
+    let again: Vec<_> = healed.iter().filter(|one| one.version.as_str() == "1.3.0").collect();
+    assert!(again.len() == 1 && again[0].health == Health::Sound, "{healed:?}");
 }

@@ -121,6 +121,7 @@ pub(super) fn builder(report: &mut Report, section: Section<'_>) -> Option<Build
     let volume = volume(report, section);
     let subnet = which(report, section, ("subnet", "subnet_filter"), "subnet");
     let source = source(report, section);
+    let proxy_command = proxy_command(report, section);
     let vpc = which(report, section, ("vpc", "vpc_filter"), "vpc");
     Some(Builder::Ec2(Ec2Machine {
         region: region?,
@@ -136,6 +137,7 @@ pub(super) fn builder(report: &mut Report, section: Section<'_>) -> Option<Build
         ssh_port: section.integer("ssh_port")?,
         address: if section.string("address")? == "private" { Address::Private } else { Address::Public },
         source: source?,
+        proxy_command: proxy_command?,
         lifetime: section.duration("lifetime")?,
         boot_timeout: section.duration("boot_timeout")?,
         shutdown_timeout: section.duration("shutdown_timeout")?,
@@ -170,6 +172,31 @@ fn source(report: &mut Report, section: Section<'_>) -> Option<Option<String>> {
             None
         }
     }
+}
+
+/// One line, with nothing after a `%` but what is replaced. `None` on a mistake.
+#[expect(clippy::option_option, reason = "a mistake is not the same as nothing said")]
+fn proxy_command(report: &mut Report, section: Section<'_>) -> Option<Option<String>> {
+    let Some(node) = section.node("proxy_command") else { return Some(None) };
+    let text = node.text()?;
+    if text.trim().is_empty() || text.contains(char::is_control) {
+        report.error(node.at, "`proxy_command` must be one line of shell");
+        return None;
+    }
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        let token = if c == '%' { rest.next().unwrap_or(' ') } else { '%' };
+        if !Ec2Machine::PROXY_TOKENS.contains(&token) {
+            let help = "`%h` is the address, `%p` the port, `%i` the instance's id, `%%` a percent sign";
+            report.error_with_help(
+                node.at,
+                format!("`%{}` means nothing in `proxy_command`", token.escape_debug()),
+                help,
+            );
+            return None;
+        }
+    }
+    Some(Some(text))
 }
 
 /// `None` on a mistake.

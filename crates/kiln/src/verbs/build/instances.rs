@@ -72,6 +72,7 @@ impl Machines for Ec2 {
             host: instance.address().to_owned(),
             port: machine.ssh_port,
             user: USER.to_owned(),
+            proxy: machine.proxy(instance.address(), instance.id()),
         };
         Ok(Box::new(OnEc2 { instance, place }))
     }
