@@ -1,4 +1,4 @@
-//! A registry in a bucket: every verb against a real S3 server (moto's), two writers beside a collector, and a store that is
+//! A registry in a bucket: every verb against a real S3 server (moto's), two writers beside a collector, and s3s-fs, which is
 //! refused because it looks at a condition before it writes, not while it does.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -8,25 +8,23 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
 
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
 use kiln_io::guest::Quiet;
 use kiln_registry::Registry;
 use kiln_tests::{
     home::Home,
     moto::{Moto, kiln},
 };
+use s3s::{auth::SimpleAuth, service::S3ServiceBuilder};
 
 use support::{artifact, fixed};
 
@@ -120,82 +118,32 @@ fn two_writers_and_a_collector_lose_nothing() {
     assert_eq!(history.lines().count(), 1 + 6, "{history}");
 }
 
-/// A store that answers each request rightly, and looks at conditions before it writes instead of while it does: as s3s-fs does.
-fn forgetful() -> String {
-    type Objects = Arc<Mutex<BTreeMap<String, (String, Vec<u8>)>>>;
-    fn answer(stream: TcpStream, objects: &Objects, count: &AtomicUsize) -> Option<()> {
-        let mut reader = BufReader::new(stream.try_clone().ok()?);
-        let mut head = Vec::new();
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line).ok()?;
-            if line.trim().is_empty() {
-                break;
-            }
-            head.push(line.trim().to_owned());
-        }
-        let field = |name: &str| {
-            let found =
-                head.iter().find_map(|line| line.split_once(':').filter(|(key, _)| key.eq_ignore_ascii_case(name)));
-            found.map(|(_, value)| value.trim().to_owned())
-        };
-        let mut body = vec![0; field("content-length").map_or(0, |length| length.parse().unwrap())];
-        reader.read_exact(&mut body).ok()?;
-        let mut request = head[0].split(' ');
-        let (method, target) = (request.next()?, request.next()?);
-        let (key, query) = target.split_once('?').unwrap_or((target, ""));
-        let found = objects.lock().unwrap().get(key).cloned();
-        let (status, tag, bytes) = match method {
-            "PUT" => {
-                let held = match (field("if-none-match"), field("if-match")) {
-                    (Some(_), _) => found.is_none(),
-                    (_, Some(tag)) => found.as_ref().is_some_and(|(found, _)| *found == tag),
-                    _ => true,
-                };
-                if held {
-                    thread::sleep(Duration::from_millis(3));
-                    let tag = format!("\"{}\"", count.fetch_add(1, Ordering::SeqCst));
-                    objects.lock().unwrap().insert(key.to_owned(), (tag.clone(), body));
-                    ("200 OK", tag, Vec::new())
-                } else {
-                    ("412 Precondition Failed", String::new(), Vec::new())
-                }
-            }
-            "DELETE" => {
-                objects.lock().unwrap().remove(key);
-                ("204 No Content", String::new(), Vec::new())
-            }
-            _ if query.contains("list-type=2") => {
-                let empty = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
-                ("200 OK", String::new(), empty.to_vec())
-            }
-            _ => match found {
-                Some((tag, bytes)) => ("200 OK", tag, bytes),
-                None => ("404 Not Found", String::new(), Vec::new()),
-            },
-        };
-        let mut stream = stream;
-        let modified = "Last-Modified: Sat, 21 Nov 2026 12:00:00 GMT";
-        let length = bytes.len();
-        write!(stream, "HTTP/1.1 {status}\r\nETag: {tag}\r\n{modified}\r\nContent-Length: {length}\r\n").ok()?;
-        write!(stream, "Connection: close\r\n\r\n").ok()?;
-        stream.write_all(&bytes).ok()
-    }
+/// s3s-fs, which keeps a bucket in a directory: it looks at a condition before it writes, not while it does.
+fn s3s_fs(directory: &Path) -> String {
+    fs::create_dir_all(directory.join("images")).unwrap();
+    let mut service = S3ServiceBuilder::new(s3s_fs::FileSystem::new(directory).unwrap());
+    service.set_auth(SimpleAuth::from_single("test", "test"));
+    let service = service.build();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let (objects, count) = (Objects::default(), Arc::new(AtomicUsize::new(0)));
+    listener.set_nonblocking(true).unwrap();
     thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let (objects, count) = (Arc::clone(&objects), Arc::clone(&count));
-            thread::spawn(move || answer(stream, &objects, &count));
-        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
+                tokio::spawn(connection);
+            }
+        });
     });
     format!("http://{address}")
 }
 
 #[test]
 fn a_store_that_looks_before_it_writes_is_refused() {
-    let (user, endpoint) = (Home::new("s3-forgetful"), forgetful());
+    let user = Home::new("s3-forgetful");
+    let endpoint = s3s_fs(&user.path("bucket"));
     let bucket = format!("s3://images?endpoint={endpoint}");
     let refused = kiln(&user, &bucket, &["registry", "init"]).ends_with(1);
     assert!(refused.stderr.contains("`s3://images` cannot hold a registry: of 16 writers at once, "), "{refused:?}");

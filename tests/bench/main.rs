@@ -9,6 +9,7 @@ mod bake;
 mod growth;
 mod measure;
 mod packer;
+mod peers;
 mod place;
 mod publish;
 mod rebake;
@@ -18,7 +19,7 @@ mod ssh;
 
 use std::process::ExitCode;
 
-const PARTS: [(&str, &str); 9] = [
+const PARTS: [(&str, &str); 10] = [
     ("bake", "a whole bake of nginx on Debian 12, beside Packer's QEMU builder on the same base"),
     (
         "rebake",
@@ -27,6 +28,10 @@ const PARTS: [(&str, &str); 9] = [
     (
         "publish",
         "what a further version adds to the registry, with and without its files on the places of the one before",
+    ),
+    (
+        "peers",
+        "two versions of a disk, a package apart, beside casync, restic, a qemu-img overlay and copies: storing them and sending the second",
     ),
     ("steps", "50 no-op shell steps over a round trip of 40 ms, beside Packer"),
     ("files", "500 files of 1 KiB over a round trip of 40 ms, beside `tar | ssh` and Packer"),
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
                 "bake" => bake::run(),
                 "rebake" => rebake::run(),
                 "publish" => publish::run(),
+                "peers" => runtime.block_on(peers::run()),
                 "steps" => runtime.block_on(ssh::steps()),
                 "files" => runtime.block_on(ssh::files()),
                 "file" => runtime.block_on(ssh::file()),
