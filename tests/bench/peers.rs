@@ -107,6 +107,7 @@ fn ours(work: &Path, disks: &[PathBuf; 2]) -> Costs {
         let publication = fixed(&format!("1.{number}.0"));
         let published = open(&registry).publish(&artifact, work, &publication, &Quiet).expect("publish");
         (took[number], stored[number]) = (begun.elapsed(), published.new_bytes);
+        fs::remove_file(work.join("web.qcow2")).expect("remove the sealed file");
     }
     fs::create_dir_all(work.join("data")).expect("make a directory");
     let pull = |version: &str, url: &str, to: Option<&Path>| {
