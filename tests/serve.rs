@@ -4,8 +4,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests drive stock programs as a user would")]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-#[path = "../crates/kiln-registry/tests/support/artifact.rs"]
-mod artifacts;
+mod consumers;
 
 use std::{
     fs,
@@ -13,24 +12,13 @@ use std::{
     process::{Command, Output},
 };
 
-use artifacts::{artifact, fixed};
-use kiln_io::guest::Quiet;
+use consumers::{bake, blocks, document};
 use kiln_registry::Registry;
 use kiln_tests::{
-    home::{Home, Ran, kiln, repository},
+    home::{Home, Ran, kiln},
     other_machine::OtherMachine,
     served::Served,
 };
-
-/// Publishes `web` 1.0.0 and 1.1.0 in the user's own registry.
-fn bake(user: &Home) {
-    let registry = Registry::open(&user.path("data/registry")).unwrap();
-    for (build, content, version) in [("b-1", "one", "1.0.0"), ("b-2", "two", "1.1.0")] {
-        let directory = user.path("baked").join(version);
-        let artifact = artifact(&directory, build, content);
-        registry.publish(&artifact, &directory, &fixed(version), &Quiet).unwrap();
-    }
-}
 
 fn with_token(user: &Home, token: &str, arguments: &[&str]) -> Ran {
     let output = user.command(arguments).env("KILN_TOKEN", token).output().unwrap();
@@ -133,12 +121,6 @@ fn a_pull_that_was_cut_goes_on_and_a_server_in_tls_is_known_by_its_certificate()
     assert_eq!(curl.output().unwrap().stdout, b"ok\n");
 }
 
-/// The blocks of a kind in a document.
-fn blocks(document: &str, kind: &str) -> Vec<String> {
-    let fence = format!("```{kind}\n");
-    document.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
-}
-
 #[test]
 fn the_recipes_for_consumers_do_what_they_say() {
     let user = Home::apart("consumers");
@@ -162,7 +144,7 @@ fn the_recipes_for_consumers_do_what_they_say() {
         assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
         output
     };
-    let document = fs::read_to_string(repository().join("docs/consumers.md")).unwrap();
+    let document = document();
     // QEMU, twice: the second time the file is there already.
     let shell = blocks(&document, "sh");
     assert_eq!(shell.len(), 2);
@@ -197,61 +179,4 @@ fn the_recipes_for_consumers_do_what_they_say() {
         object
     };
     assert_eq!(flat(&by_kiln), flat(&by_http));
-    let hcl = blocks(&document, "hcl")[1..].concat();
-    assert!(
-        hcl.contains("[\"kiln\", \"resolve\", \"web@stable\"]") && hcl.contains("/api/v1/images/web/resolve/stable")
-    );
-}
-
-#[test]
-fn terraform_replaces_a_machine_when_the_channel_moves_and_again_when_it_goes_back() {
-    let user = Home::apart("terraform");
-    bake(&user);
-    let served = Served::new(&user, &["--listen", "127.0.0.1:0"]);
-    user.kiln(&["promote", "web", "1.0.0", "--to", "stable"]).succeeds();
-    let document = fs::read_to_string(repository().join("docs/consumers.md")).unwrap();
-    let work = user.path("work");
-    fs::create_dir_all(&work).unwrap();
-    fs::write(work.join("main.tf"), &blocks(&document, "hcl")[0]).unwrap();
-    let resolve = || {
-        let resolved =
-            user.kiln(&["resolve", "web@stable", "--registry", &served.url, "--format", "tfvars"]).succeeds();
-        fs::write(work.join("image.auto.tfvars"), resolved.stdout).unwrap();
-    };
-    let terraform = |arguments: &[&str]| {
-        let mut command = Command::new("terraform");
-        command.args(arguments).arg("-no-color").current_dir(&work).env("HOME", user.path("")).env("TF_INPUT", "0");
-        command.env("CHECKPOINT_DISABLE", "1").env_remove("TF_CLI_CONFIG_FILE").output()
-    };
-    resolve();
-    let Ok(begun) = terraform(&["init"]) else {
-        eprintln!("terraform is not on the PATH, and not in Debian: its recipe was NOT run");
-        return;
-    };
-    assert!(begun.status.success(), "{begun:?}");
-    let text = |output: Output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    // 2: there is something to do.
-    let plan = |what: &str, code| {
-        let planned = terraform(&["plan", "-detailed-exitcode"]).unwrap();
-        assert_eq!(planned.status.code(), Some(code), "{what}: {}", text(planned));
-        let planned = text(terraform(&["plan"]).unwrap());
-        assert_eq!(planned.contains("must be replaced"), code == 2, "{what}: {planned}");
-    };
-    let apply = || {
-        let applied = terraform(&["apply", "-auto-approve"]).unwrap();
-        assert!(applied.status.success(), "{}", text(applied));
-        text(terraform(&["output", "-json"]).unwrap())
-    };
-    let first = apply();
-    assert!(first.contains("\"1.0.0\"") && first.contains("/images/web/1.0.0/disk.qcow2"), "{first}");
-    resolve();
-    plan("the channel stands still", 0);
-    user.kiln(&["promote", "web", "1.1.0", "--to", "stable"]).succeeds();
-    resolve();
-    plan("the channel moved", 2);
-    assert!(apply().contains("\"1.1.0\""));
-    user.kiln(&["rollback", "web", "stable"]).succeeds();
-    resolve();
-    plan("the channel went back", 2);
-    assert_eq!(apply(), first);
 }

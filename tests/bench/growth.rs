@@ -115,7 +115,7 @@ fn made(work: &Path, size: usize) -> (PathBuf, [Artifact; 2]) {
     let disk = work.join("disk.raw");
     let text = b"server { listen 80; root /var/www/html; }\n".repeat(100_000);
     fs::write(&disk, [text, vec![0; 4 << 20]].concat()).expect("write a disk");
-    let mut artifact = sealed(work, &disk);
+    let mut artifact = sealed(work, &disk, None);
     artifact.image = "base".parse().expect("a name");
     let root = work.join("registry");
     let base = artifact.clone();

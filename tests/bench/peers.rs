@@ -11,6 +11,7 @@ use std::{
 };
 
 use kiln_core::artifact::Artifact;
+use kiln_disk::seal::StoredFrames;
 use kiln_io::guest::Quiet;
 use kiln_registry::Registry;
 use kiln_tests::home::kiln;
@@ -18,7 +19,7 @@ use kiln_tests::home::kiln;
 use crate::{
     measure::timed,
     seal::debian,
-    serve::{Asked, fixed, sealed, serve},
+    serve::{fixed, sealed, sent, serve},
 };
 
 /// What one of them needs: for the first version, for the next, and to have the next where the first is.
@@ -102,11 +103,22 @@ fn ours(work: &Path, disks: &[PathBuf; 2]) -> Costs {
     let mut took = [Duration::ZERO; 2];
     for (number, disk) in disks.iter().enumerate() {
         let begun = Instant::now();
-        let artifact: Artifact = sealed(work, disk);
+        // As a bake does: on the frames of the version before.
+        let newest = "web".parse().expect("a selector");
+        let before = open(&registry).usable(&newest, 1, false).ok();
+        let before = before.and_then(|record| open(&registry).frames(&record).expect("its frames"));
+        let before = before.as_ref().map(|frames| frames as &dyn StoredFrames);
+        let artifact: Artifact = sealed(work, disk, before);
+        let sealing = begun.elapsed();
         let artifact = Artifact { build: format!("b-{number}"), ..artifact };
         let publication = fixed(&format!("1.{number}.0"));
         let published = open(&registry).publish(&artifact, work, &publication, &Quiet).expect("publish");
         (took[number], stored[number]) = (begun.elapsed(), published.new_bytes);
+        println!(
+            "kiln: sealed after {:.2} s, published after {:.2} s",
+            sealing.as_secs_f64(),
+            took[number].as_secs_f64()
+        );
         fs::remove_file(work.join("web.qcow2")).expect("remove the sealed file");
     }
     fs::create_dir_all(work.join("data")).expect("make a directory");
@@ -122,17 +134,11 @@ fn ours(work: &Path, disks: &[PathBuf; 2]) -> Costs {
     };
     let (mut child, address) = serve(&registry);
     let url = format!("http://{address}");
-    let sent = |asked: &mut Asked| {
-        let text = String::from_utf8(asked.whole("/metrics")).expect("text");
-        let line = text.lines().find_map(|line| line.strip_prefix("kiln_sent_bytes_total "));
-        line.and_then(|line| line.parse::<u64>().ok()).expect("bytes sent")
-    };
     pull("1.0.0", &url, None);
-    let mut asked = Asked::new(&address);
-    let before = sent(&mut asked);
+    let before = sent(&address);
     let out = work.join("out.raw");
     let pulled = pull("1.1.0", &url, Some(&out)).elapsed;
-    let bytes = sent(&mut Asked::new(&address)) - before;
+    let bytes = sent(&address) - before;
     let _ = child.kill();
     let _ = child.wait();
     assert!(mirror.is_dir(), "it was pulled somewhere else");

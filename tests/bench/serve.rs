@@ -1,9 +1,10 @@
-//! `kiln serve`: a qcow2 over loopback beside a plain copy, the server's memory meanwhile, and how many versions it resolves a second.
+//! `kiln serve`: a version over loopback beside python's server of plain files, the server's memory meanwhile, and how many versions it resolves a second.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
+    os::unix::fs::symlink,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -14,7 +15,10 @@ use kiln_core::{
     artifact::{Artifact, Disk, File, Machine},
     plan::VersionSpec,
 };
-use kiln_disk::{DiskFile, GuestDisk, seal};
+use kiln_disk::{
+    DiskFile, GuestDisk,
+    seal::{self, StoredFrames},
+};
 use kiln_io::guest::Quiet;
 use kiln_registry::{Publication, Registry};
 use kiln_tests::home::kiln;
@@ -34,22 +38,31 @@ const AT_ONCE: usize = 16;
 pub(crate) async fn run() {
     let work = tempfile::tempdir().expect("a directory to work in");
     let base = debian().await;
-    let artifact = sealed(work.path(), &base.disk);
+    let artifact = sealed(work.path(), &base.disk, None);
     let registry = Registry::open(&work.path().join("registry")).expect("a registry");
     registry.publish(&artifact, work.path(), &fixed("1.0.0"), &Quiet).expect("publish");
     let (mut child, address) = serve(registry.root());
     let before = memory(&child, "VmRSS:");
 
-    let (qcow2, copy) = (work.path().join("web.qcow2"), work.path().join("copy"));
-    println!("qcow2: {} MiB", artifact.files[0].bytes >> 20);
-    let copied = timed(Command::new("cp").arg(&qcow2).arg(&copy)).elapsed;
+    let mut peer = Command::new("python3");
+    // It says its port on standard output, which python would keep to itself.
+    peer.args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory"]).arg(work.path());
+    let mut peer = peer.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("start python's server");
+    let said =
+        BufReader::new(peer.stdout.take().expect("its words")).lines().next().expect("a line").expect("readable");
+    let port: u16 = said.split_whitespace().find_map(|word| word.parse().ok()).expect("a port");
+    symlink(&base.disk, work.path().join("web.raw")).expect("link the raw disk");
+    println!("qcow2: {} MiB, raw disk: {} MiB", artifact.files[0].bytes >> 20, artifact.disk.size >> 20);
     for form in ["qcow2", "raw"] {
-        let url = format!("http://{address}/images/web/1.0.0/disk.{form}");
-        let fetch = |to: &Path| timed(Command::new("curl").args(["-sf", "-o"]).arg(to).arg(&url)).elapsed;
+        let fetch = |url: &str| timed(Command::new("curl").args(["-sf", "-o", "/dev/null", url])).elapsed;
+        let ours = format!("http://{address}/images/web/1.0.0/disk.{form}");
+        let theirs = format!("http://127.0.0.1:{port}/web.{form}");
         // Once unmeasured, so that everybody reads from the page cache.
-        fetch(&copy);
-        row(&format!("serve {form}"), fetch(&copy), "cp of the qcow2", copied);
+        (fetch(&ours), fetch(&theirs));
+        row(&format!("serve {form}, verified"), fetch(&ours), "python's http.server, as it is", fetch(&theirs));
     }
+    let _ = peer.kill();
+    let _ = peer.wait();
     println!("resolved a second by {CLIENTS} clients: {}", resolved(&address));
     let rounds: Vec<_> = (0..ROUNDS)
         .map(|_| {
@@ -82,10 +95,11 @@ pub(crate) fn fixed(version: &str) -> Publication {
     }
 }
 
-pub(crate) fn sealed(work: &Path, disk: &Path) -> Artifact {
+pub(crate) fn sealed(work: &Path, disk: &Path, before: Option<&dyn StoredFrames>) -> Artifact {
     let qcow2 = work.join("web.qcow2");
     let guest = GuestDisk::open(&[DiskFile::raw(disk)]).expect("open the disk");
-    let sealed = seal::seal(&guest, &qcow2, &seal::Options::default()).expect("seal the disk");
+    let options = seal::Options { before, ..seal::Options::default() };
+    let sealed = seal::seal(&guest, &qcow2, &options).expect("seal the disk");
     let file =
         File { name: "web.qcow2".to_owned(), format: "qcow2".to_owned(), bytes: sealed.bytes, sha256: sealed.qcow2 };
     let digest = Digest::of(b"bench");
@@ -133,6 +147,13 @@ fn resolved(address: &str) -> u64 {
     };
     let clients: Vec<_> = (0..CLIENTS).map(asking).collect();
     clients.into_iter().map(|client| client.join().expect("a client")).sum::<u64>() / ASKING.as_secs()
+}
+
+/// Bytes that the server sent as files and blobs.
+pub(crate) fn sent(address: &str) -> u64 {
+    let text = String::from_utf8(Asked::new(address).whole("/metrics")).expect("text");
+    let line = text.lines().find_map(|line| line.strip_prefix("kiln_sent_bytes_total "));
+    line.and_then(|line| line.parse::<u64>().ok()).expect("bytes sent")
 }
 
 /// One connection to a server.

@@ -63,17 +63,19 @@ pub struct Difference {
     pub now: Option<String>,
 }
 
-/// The keys of a plan: the booted machine, then one for each step that runs. A machine that is not here has none.
+/// The keys of a plan: the booted machine, then one for each step that runs.
 pub fn keys(plan: &Plan, ground: &Ground) -> Vec<Key> {
-    let Some(machine) = plan.builder.qemu() else { return Vec::new() };
     let mut items = Items::default();
     items.add("checkpoint format", &json!(FORMAT));
     for (what, value) in &ground.facts {
         items.add(what, &json!(value));
     }
-    items.add("memory", &json!(machine.memory));
-    items.add("CPUs", &json!(machine.cpus));
-    items.add("disk", &json!(machine.disk));
+    // Of a machine elsewhere the ground says what it is.
+    if let Some(machine) = plan.builder.qemu() {
+        items.add("memory", &json!(machine.memory));
+        items.add("CPUs", &json!(machine.cpus));
+        items.add("disk", &json!(machine.disk));
+    }
     let mut keys = vec![items.key(None, 0, "boot".to_owned(), u64::MAX)];
     for step in plan.steps.iter().filter(|step| step.skipped.is_none()) {
         let parent = keys.last().map(|key| key.digest);

@@ -84,11 +84,12 @@ impl Plan {
         }
         same_shape(&old.bytes, &new.bytes)?;
         let (before, listing) = listings(&old, &new)?;
-        let edits = edits::edits(&before, &listing, |pairs| same_contents(&old, &new, pairs))?;
+        let block = old.superblock.block_size();
+        let edits = edits::edits(&before, &listing, block, |pairs| same_contents(&old, &new, pairs))?;
         let now = listing.inodes.values().map(|inode| inode.modified.0).max().unwrap_or(0);
         let script = Script::of(&edits, now)?;
         let timeless = |edit: &Edit| matches!(edit, Edit::Set { field, .. } if field.contains("time"));
-        let written = script.contents.len();
+        let written = script.contents.len() + script.rewritten.len();
         let files = listing.inodes.values().filter(|inode| inode.kind == Kind::File).count();
         Ok(Self { changed: !edits.iter().all(timeless), kept: files - written, written, new, listing, script })
     }
@@ -117,6 +118,25 @@ impl Plan {
                 at += piece.len() as u64;
                 Ok(true)
             })?;
+        }
+        Ok(())
+    }
+
+    /// Writes content that changed into the blocks of `placed` that the file has already.
+    pub fn rewrite(&self, placed: &File) -> Result<(), PlacementError> {
+        let block = usize::try_from(self.new.superblock.block_size()).unwrap_or(usize::MAX);
+        for (extents, inode) in &self.script.rewritten {
+            let inode = &self.listing.inodes[inode];
+            for extent in extents {
+                let mut bytes = vec![0; block];
+                for at in extent.file.clone().step_by(block) {
+                    // Zeros behind the end of the file.
+                    self.new.inodes().window(inode, at, &mut bytes)?;
+                    let beyond = usize::try_from(inode.size.saturating_sub(at)).unwrap_or(usize::MAX).min(block);
+                    bytes[beyond..].fill(0);
+                    placed.write_all_at(&bytes, self.new.range.start + extent.at + (at - extent.file.start))?;
+                }
+            }
         }
         Ok(())
     }

@@ -47,11 +47,13 @@ pub struct Options<'a> {
     pub cancelled: &'a (dyn Fn() -> bool + Sync),
     /// Sees every byte that is not in a hole while it passes.
     pub tap: Option<&'a dyn Tap>,
+    /// Chunks that it has at the same place are hashed, not compressed.
+    pub before: Option<&'a dyn StoredFrames>,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { threads: None, level: LEVEL, progress: &|_, _| {}, cancelled: &|| false, tap: None }
+        Self { threads: None, level: LEVEL, progress: &|_, _| {}, cancelled: &|| false, tap: None, before: None }
     }
 }
 
@@ -68,6 +70,15 @@ pub trait Tap: Sync {
 
     /// Guest bytes from `offset`, of which the first up to [`Tap::overlap`] were seen before.
     fn see(&self, offset: u64, bytes: &[u8]);
+}
+
+/// The frames of a disk that was sealed before. What it says of its chunks is believed.
+pub trait StoredFrames: Send + Sync {
+    /// The chunks of segment `number`; none behind the end of the disk.
+    fn chunks(&self, number: u64) -> &[Chunk];
+
+    /// The stored bytes of segment `number`, verified; `None` when they cannot be read now.
+    fn blob(&self, number: u64) -> Option<Vec<u8>>;
 }
 
 /// One chunk of a sealed disk.

@@ -152,29 +152,49 @@ impl SealedImage {
         canonical::metadata(self.size, self.frames.iter().map(|(_, length)| *length))
     }
 
-    /// Reads segment `number` and expands it to learn the digests of its chunks.
-    pub fn segment(&self, number: u64) -> Result<Segment> {
+    /// The frames of segment `number`: where each begins in the file, and its length.
+    fn frames_of(&self, number: u64) -> &[(u64, u32)] {
         let first = usize::try_from(number).unwrap_or(usize::MAX).saturating_mul(CHUNKS);
         let frames = self.frames.get(first..).unwrap_or_default();
-        let frames = &frames[..frames.len().min(CHUNKS)];
-        let mut blob = Vec::new();
-        let mut chunks = Vec::with_capacity(frames.len());
-        let mut expander = Expander::new().map_err(|source| Error::Read { offset: (first * CHUNK) as u64, source })?;
-        let mut chunk = vec![0; CHUNK];
-        for (place, (offset, length)) in frames.iter().enumerate() {
-            if *length == 0 {
-                blob.extend(ZERO_FRAME);
-                chunks.push(Chunk { digest: zero_chunk(), frame: 0 });
-                continue;
+        &frames[..frames.len().min(CHUNKS)]
+    }
+
+    /// The bytes of segment `number` as they are stored; nothing is expanded.
+    pub fn blob(&self, number: u64) -> Result<Vec<u8>> {
+        let frames = self.frames_of(number);
+        let length = |frame: &(u64, u32)| if frame.1 == 0 { ZERO_FRAME.len() } else { frame.1 as usize };
+        let mut blob = vec![0; frames.iter().map(length).sum()];
+        let mut rest = &mut blob[..];
+        for (place, frame) in frames.iter().enumerate() {
+            let (bytes, behind) = rest.split_at_mut(length(frame));
+            if frame.1 == 0 {
+                bytes.copy_from_slice(&ZERO_FRAME);
+            } else {
+                let read = self.file.read_at(frame.0, bytes);
+                read.map_err(|source| Error::Read { offset: guest_offset(number, place), source })?;
             }
-            let failed = |source| Error::Read { offset: ((first + place) * CHUNK) as u64, source };
-            let start = blob.len();
-            blob.resize(start + *length as usize, 0);
-            self.file.read_at(*offset, &mut blob[start..]).map_err(failed)?;
-            expander.expand(&blob[start..], &mut chunk).map_err(failed)?;
-            chunks.push(Chunk { digest: Digest::of(&chunk), frame: *length });
+            rest = behind;
         }
-        Ok(Segment { chunks, blob })
+        Ok(blob)
+    }
+
+    /// Expands the `blob` of segment `number` to learn the digests of its chunks.
+    pub fn chunks(&self, number: u64, blob: &[u8]) -> Result<Vec<Chunk>> {
+        let mut expander = Expander::new().map_err(|source| Error::Read { offset: guest_offset(number, 0), source })?;
+        let mut chunk = vec![0; CHUNK];
+        let mut at = 0;
+        let learn = |(place, (_, length)): (usize, &(u64, u32))| {
+            if *length == 0 {
+                at += ZERO_FRAME.len();
+                return Ok(Chunk { digest: zero_chunk(), frame: 0 });
+            }
+            let frame = blob.get(at..at + *length as usize).unwrap_or_default();
+            at += *length as usize;
+            let expanded = expander.expand(frame, &mut chunk);
+            expanded.map_err(|source| Error::Read { offset: guest_offset(number, place), source })?;
+            Ok(Chunk { digest: Digest::of(&chunk), frame: *length })
+        };
+        self.frames_of(number).iter().enumerate().map(learn).collect()
     }
 
     /// Whether the whole file is what its frames lead to.
@@ -201,6 +221,11 @@ impl SealedImage {
         self.file.read_at(next, &mut padding)?;
         Ok(header == metadata.header && tail == metadata.tail && padding.iter().all(|byte| *byte == 0))
     }
+}
+
+/// Where the chunk at `place` of segment `number` begins on the disk.
+const fn guest_offset(number: u64, place: usize) -> u64 {
+    number * SEGMENT as u64 + (place * CHUNK) as u64
 }
 
 /// The tables say how long a frame is only in whole sectors: the next frame, or the frame itself, says it exactly.

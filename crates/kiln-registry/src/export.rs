@@ -2,13 +2,13 @@
 
 use std::{fs::File, path::Path};
 
-use kiln_core::artifact::{self, Artifact};
+use kiln_core::artifact::Artifact;
 use kiln_disk::{SEGMENT, ordered::ordered};
 use kiln_io::fs::Unnamed;
 
 use crate::{
     Lease, Reference, Registry, RegistryError, Selector,
-    content::Descriptor,
+    content::{Content, Descriptor},
     durable::{self, failed},
     head::Record,
     lay_down::{Form, Plain, Sink as _, Sparse},
@@ -23,18 +23,18 @@ struct Target<'a> {
 
 impl Registry {
     /// Writes the file of `record` that has `format` to `to`, which appears when every byte was verified; what had the
-    /// name before is replaced. `watch` gets the bytes done and says whether to go on.
+    /// name before is replaced. `watch` gets the bytes done and says whether to go on. How long the file is.
     pub fn export(
         &self,
         record: &Record,
         format: &str,
         to: &Path,
         watch: &dyn Fn(u64) -> bool,
-    ) -> Result<artifact::File, RegistryError> {
+    ) -> Result<u64, RegistryError> {
         let unnamed = Unnamed::beside(to).map_err(failed("create", to))?;
-        let file = self.export_into(&unnamed, record, format, to, watch)?;
+        let bytes = self.export_into(&unnamed, record, format, to, watch)?;
         unnamed.place(to).map_err(failed("write", to))?;
-        Ok(file)
+        Ok(bytes)
     }
 
     /// The same into a file that has no name yet, and is called `path` in errors. The qcow2, raw and raw.zst are laid down
@@ -46,7 +46,7 @@ impl Registry {
         format: &str,
         path: &Path,
         watch: &dyn Fn(u64) -> bool,
-    ) -> Result<artifact::File, RegistryError> {
+    ) -> Result<u64, RegistryError> {
         let _leased = self.lease_of(record)?;
         let mut target = Target { file: unnamed.file().try_clone().map_err(failed("open", path))?, path };
         match Form::of(format) {
@@ -60,9 +60,18 @@ impl Registry {
     pub fn lay_out(&self, record: &Record, to: &Path, watch: &dyn Fn(u64) -> bool) -> Result<(), RegistryError> {
         let _leased = self.lease_of(record)?;
         let content = self.content(record)?;
-        let unwritable = failed("write", to);
-        let file =
-            File::create_new(to).and_then(|file| file.set_len(content.size).map(|()| file)).map_err(unwritable)?;
+        let file = File::create_new(to).map_err(failed("create", to))?;
+        self.spread(&content, &Target { file, path: to }, watch)
+    }
+
+    /// Writes the raw disk, each chunk verified, from several threads and in any order.
+    fn spread(
+        &self,
+        content: &Content,
+        Target { file, path }: &Target<'_>,
+        watch: &dyn Fn(u64) -> bool,
+    ) -> Result<(), RegistryError> {
+        file.set_len(content.size).map_err(failed("write", path))?;
         let put = |number: u64| {
             let segment = &content.segments[usize::try_from(number).unwrap_or(usize::MAX)];
             if segment.is_zero() {
@@ -71,11 +80,13 @@ impl Registry {
             let mut piece = self.piece(segment, Form::Raw).map_err(|damage| self.set_aside(damage))?;
             let at = number * SEGMENT as u64;
             piece.truncate(usize::try_from(content.size - at).unwrap_or(usize::MAX));
-            Sparse { file: &file, at }.put(&piece).map_err(failed("write", to))
+            Sparse { file, at }.put(&piece).map_err(failed("write", path))
         };
         ordered(content.segments.len() as u64, put, |number, done| {
             let end = ((number + 1) * SEGMENT as u64).min(content.size);
-            done.and_then(|()| if watch(end) { Ok(()) } else { Err(RegistryError::Stopped { path: to.to_owned() }) })
+            done.and_then(
+                |()| if watch(end) { Ok(()) } else { Err(RegistryError::Stopped { path: (*path).to_owned() }) },
+            )
         })
     }
 
@@ -95,7 +106,7 @@ impl Registry {
         format: &str,
         to: &mut Target<'_>,
         watch: &dyn Fn(u64) -> bool,
-    ) -> Result<artifact::File, RegistryError> {
+    ) -> Result<u64, RegistryError> {
         let file = record.file(format).ok_or_else(|| RegistryError::UnknownFormat {
             image: record.artifact.image.clone(),
             version: record.artifact.version.clone(),
@@ -107,7 +118,7 @@ impl Registry {
         let path = self.blob(&file.sha256);
         let found = durable::copy(&mut open.stored.reader(), &path, &mut to.file, to.path, file.bytes, watch)?;
         open.judge(found).map_err(|damage| self.set_aside(damage))?;
-        Ok(file.clone())
+        Ok(file.bytes)
     }
 
     fn lay_down_file(
@@ -117,13 +128,19 @@ impl Registry {
         form: Form,
         to: &Target<'_>,
         watch: &dyn Fn(u64) -> bool,
-    ) -> Result<artifact::File, RegistryError> {
+    ) -> Result<u64, RegistryError> {
         let content = self.content(record)?;
+        let recorded = record.file(format);
+        if form == Form::Raw && recorded.is_none() {
+            // There is no digest to compare the whole with.
+            self.spread(&content, to, watch)?;
+            return Ok(content.size);
+        }
         let into_place = |error| match error {
             RegistryError::Sink(source) => failed("write", to.path)(source),
             other => other,
         };
-        let (bytes, sha256) = if form == Form::Raw {
+        let (bytes, found) = if form == Form::Raw {
             let mut sink = Sparse { file: &to.file, at: 0 };
             let laid = self.lay_down(&content, form, &mut sink, watch).map_err(into_place)?;
             to.file.set_len(content.size).map_err(failed("write", to.path))?;
@@ -131,16 +148,11 @@ impl Registry {
         } else {
             self.lay_down(&content, form, &mut Plain(&to.file), watch).map_err(into_place)?
         };
-        let file = match record.file(format) {
-            Some(file) if file.sha256 != sha256 => {
-                return Err(RegistryError::Altered { path: to.path.to_owned(), expected: file.sha256, found: sha256 });
+        match recorded.map(|file| file.sha256) {
+            Some(expected) if expected != found => {
+                Err(RegistryError::Altered { path: to.path.to_owned(), expected, found })
             }
-            Some(file) => file.clone(),
-            None => {
-                let name = format!("{}.{format}", record.artifact.image);
-                artifact::File { name, format: format.to_owned(), bytes, sha256 }
-            }
-        };
-        Ok(file)
+            _ => Ok(bytes),
+        }
     }
 }

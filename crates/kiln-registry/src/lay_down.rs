@@ -147,9 +147,14 @@ impl Registry {
             Form::RawZst => Ok(blob),
             Form::Raw => segment::expand(chunks, &blob).map_err(|chunk| Damage::chunk(&segment.blob, chunk)),
             Form::Qcow2 => {
+                if chunks.iter().all(|chunk| chunk.frame != 0) {
+                    return Ok(blob);
+                }
                 let frames = chunks.iter().zip(segment::frames(chunks, &blob));
                 let stored = frames.filter(|(chunk, _)| chunk.frame != 0).filter_map(|(_, frame)| frame);
-                Ok(stored.flatten().copied().collect())
+                let mut piece = Vec::with_capacity(blob.len());
+                stored.for_each(|frame| piece.extend_from_slice(frame));
+                Ok(piece)
             }
         }
     }

@@ -34,6 +34,7 @@ mod durable;
 mod error;
 mod export;
 mod filesystem;
+mod frames;
 mod head;
 mod heads;
 mod lay_down;
@@ -78,6 +79,7 @@ pub use self::{
     copy::Copied,
     disk::StoredDisk,
     error::{RegistryError, Shortage},
+    frames::Frames,
     head::{Channel, Listed, Record},
     lineage::{Outdated, Parent, Revocation, Revoked},
     listing::{Entry, Listing, Start},

@@ -51,6 +51,9 @@ pub(crate) trait Records: fmt::Debug + Send + Sync {
 
 /// Blobs, by their digest.
 pub(crate) trait Blobs {
+    /// Whether they lie on this machine, so that reading one costs less than compressing its bytes again.
+    fn are_near(&self) -> bool;
+
     fn open(&self, digest: &Digest) -> io::Result<Option<StoredBlob>>;
 
     fn size(&self, digest: &Digest) -> io::Result<Option<u64>>;

@@ -8,7 +8,7 @@ use kiln_core::{
 };
 use kiln_disk::{
     ordered::ordered,
-    seal,
+    seal::{self, Chunk},
     segment::{self, SealedImage, Segment},
 };
 use kiln_io::guest::Progress;
@@ -139,9 +139,17 @@ impl Registry {
         let mut at = metadata.header.len() as u64;
         let mut segments = Vec::new();
         let mut reframed = false;
-        let read = |number| {
-            let read: Result<_, kiln_disk::Error> = sealed.segment(number);
-            read.map(|segment| (Digest::of(&segment.blob), segment))
+        let mut shared = false;
+        let before = |number| previous.and_then(|content| content.segments.get(usize::try_from(number).ok()?));
+        let read = |number| -> Result<_, kiln_disk::Error> {
+            let blob = sealed.blob(number)?;
+            let digest = Digest::of(&blob);
+            let chunks = match before(number) {
+                // The very bytes that were expanded when the version before was published.
+                Some(before) if before.blob.digest == digest => before.chunks.clone(),
+                _ => sealed.chunks(number, &blob)?,
+            };
+            Ok((digest, Segment { chunks, blob }))
         };
         ordered(segment::count(sealed.size()), read, |number, read| -> Result<(), RegistryError> {
             let (digest, segment) = read?;
@@ -150,12 +158,12 @@ impl Registry {
                 hasher.update(frame);
                 at += frame.len() as u64;
             }
-            let before = previous.and_then(|content| content.segments.get(usize::try_from(number).ok()?));
-            let (segment, digest, other) = match before {
+            let (segment, digest, other) = match before(number) {
                 Some(before) if before.blob.digest != digest => self.with_old_frames(segment, digest, before, previous),
                 _ => (segment, digest, false),
             };
             reframed |= other;
+            shared |= before(number).is_some_and(|before| share_frames(&before.chunks, &segment.chunks));
             batch.add(digest, &segment.blob)?;
             segments.push(StoredSegment::new(digest, segment.chunks));
             progress.at(at);
@@ -167,7 +175,7 @@ impl Registry {
         let mut content =
             Content { size: sealed.size(), disk: Digest::of(b""), compressors: vec![seal::compressor()], segments };
         content.disk = content.digest();
-        if let Some(previous) = previous.filter(|_| reframed) {
+        if let Some(previous) = previous.filter(|_| shared) {
             content.compressors.extend(previous.compressors.iter().cloned());
             content.compressors.sort();
             content.compressors.dedup();
@@ -205,6 +213,11 @@ impl Registry {
         let other = mixed != segment;
         (mixed, digest, other)
     }
+}
+
+/// Whether a chunk has the same frame in both, as far as its length tells.
+fn share_frames(one: &[Chunk], other: &[Chunk]) -> bool {
+    one.iter().zip(other).any(|(one, other)| one.frame != 0 && one == other)
 }
 
 fn altered(path: &Path, expected: Digest, found: Digest) -> Result<(), RegistryError> {

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use kiln_core::{Digest, ImageName, Version};
@@ -42,8 +42,18 @@ pub struct Pieces {
 struct Held {
     bytes: usize,
     /// The last used at the end.
-    pieces: VecDeque<(Name, Arc<Vec<u8>>)>,
+    pieces: VecDeque<Entry>,
 }
+
+struct Entry {
+    name: Name,
+    slot: Slot,
+    /// 0 until it is made.
+    bytes: usize,
+}
+
+/// Locked by whoever makes the piece: others who want it wait, and do not make it too.
+type Slot = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
 
 /// A segment's blob, the form, and how many bytes of the last segment belong to the disk.
 type Name = (Digest, Form, u64);
@@ -53,26 +63,48 @@ impl Pieces {
         Self { limit, held: Mutex::new(Held { bytes: 0, pieces: VecDeque::new() }) }
     }
 
-    fn find(&self, name: &Name) -> Option<Arc<Vec<u8>>> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = held.pieces.iter().rposition(|(held, _)| held == name)?;
-        let found = held.pieces.remove(place)?;
-        let piece = Arc::clone(&found.1);
-        held.pieces.push_back(found);
-        Some(piece)
+    /// The piece `name`, which `make` makes when it is not held.
+    fn get<E>(&self, name: &Name, make: impl FnOnce() -> Result<Vec<u8>, E>) -> Result<Arc<Vec<u8>>, E> {
+        let slot = self.slot(name);
+        let mut piece = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(piece) = &*piece {
+            return Ok(Arc::clone(piece));
+        }
+        let made = make().map(Arc::new).inspect_err(|_| self.forget(name))?;
+        *piece = Some(Arc::clone(&made));
+        drop(piece);
+        self.count(name, made.len());
+        Ok(made)
     }
 
-    fn keep(&self, name: Name, piece: &Arc<Vec<u8>>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if piece.len() > self.limit || held.pieces.iter().any(|(held, _)| *held == name) {
-            return;
-        }
-        held.bytes += piece.len();
-        held.pieces.push_back((name, Arc::clone(piece)));
+    fn slot(&self, name: &Name) -> Slot {
+        let mut held = self.held();
+        let found = held.pieces.iter().rposition(|entry| entry.name == *name);
+        let known = found.and_then(|place| held.pieces.remove(place));
+        let entry = known.unwrap_or_else(|| Entry { name: *name, slot: Slot::default(), bytes: 0 });
+        let slot = Arc::clone(&entry.slot);
+        held.pieces.push_back(entry);
+        slot
+    }
+
+    /// Takes the bytes of a piece that was made into account, and lets go of what is too much.
+    fn count(&self, name: &Name, bytes: usize) {
+        let mut held = self.held();
+        let Some(entry) = held.pieces.iter_mut().rfind(|entry| entry.name == *name && entry.bytes == 0) else { return };
+        entry.bytes = bytes;
+        held.bytes += bytes;
         while held.bytes > self.limit {
-            let Some((_, gone)) = held.pieces.pop_front() else { break };
-            held.bytes -= gone.len();
+            let Some(gone) = held.pieces.pop_front() else { break };
+            held.bytes -= gone.bytes;
         }
+    }
+
+    fn forget(&self, name: &Name) {
+        self.held().pieces.retain(|entry| entry.name != *name || entry.bytes > 0);
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -197,25 +229,44 @@ impl View {
         if limit == 0 {
             return Ok(Vec::new());
         }
-        // The last that begins at or before the offset: those without bytes of their own share a beginning.
-        let number = self.starts.partition_point(|start| *start <= offset).saturating_sub(1);
-        let number = number.min(self.content.segments.len().saturating_sub(1));
-        let segment = &self.content.segments[number];
-        let inside = offset - self.starts[number];
-        if self.form == Form::Raw && segment.chunks.iter().all(|chunk| chunk.frame == 0) {
+        let number = self.number_at(offset);
+        if self.is_nothing_but_zeros(number) {
             let zeros = usize::try_from(self.starts[number + 1] - offset).unwrap_or(0);
             return Ok(vec![0; zeros.min(limit)]);
         }
-        let name = (segment.blob.digest, self.form, self.content.size.saturating_sub(number as u64 * SEGMENT as u64));
-        let name = if number + 1 == self.content.segments.len() { name } else { (name.0, name.1, SEGMENT as u64) };
-        let piece = if let Some(piece) = pieces.find(&name) {
-            piece
-        } else {
-            let piece = Arc::new(self.make(number)?);
-            pieces.keep(name, &piece);
-            piece
-        };
-        Ok(part(&piece, inside, limit))
+        Ok(part(&*self.piece(number, pieces)?, offset - self.starts[number], limit))
+    }
+
+    /// Where the piece after the one at `offset` begins, if there is one.
+    pub fn next_piece(&self, offset: u64) -> Option<u64> {
+        let next = self.starts.partition_point(|start| *start <= offset);
+        self.starts.get(next).copied().filter(|next| self.starts.last() != Some(next))
+    }
+
+    /// Makes the piece at `offset` for who reads it soon. What is wrong with it the reader hears.
+    pub fn prepare(&self, offset: u64, pieces: &Pieces) {
+        let number = self.number_at(offset);
+        if !self.is_nothing_but_zeros(number) {
+            let _ = self.piece(number, pieces);
+        }
+    }
+
+    /// The segment whose piece has the byte at `offset`: the last that begins there or before, since those without bytes of their own
+    /// share a beginning.
+    fn number_at(&self, offset: u64) -> usize {
+        let number = self.starts.partition_point(|start| *start <= offset).saturating_sub(1);
+        number.min(self.content.segments.len().saturating_sub(1))
+    }
+
+    /// Zeros of a raw disk need not be made.
+    fn is_nothing_but_zeros(&self, number: usize) -> bool {
+        self.form == Form::Raw && self.content.segments[number].is_zero()
+    }
+
+    fn piece(&self, number: usize, pieces: &Pieces) -> Result<Arc<Vec<u8>>, RegistryError> {
+        let last = number + 1 == self.content.segments.len();
+        let inside = if last { self.content.size - number as u64 * SEGMENT as u64 } else { SEGMENT as u64 };
+        pieces.get(&(self.content.segments[number].blob.digest, self.form, inside), || self.make(number))
     }
 
     fn make(&self, number: usize) -> Result<Vec<u8>, RegistryError> {

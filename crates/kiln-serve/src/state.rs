@@ -5,6 +5,7 @@ use std::{
     fmt,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    thread,
     time::SystemTime,
 };
 
@@ -44,6 +45,8 @@ pub(crate) struct App {
     pub(crate) builds: Option<PathBuf>,
     pub(crate) pieces: Pieces,
     pub(crate) streams: Arc<Semaphore>,
+    /// Reads that run at once, over all downloads: more threads would not be quicker, and each holds a piece.
+    pub(crate) readers: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
     pub(crate) sessions: Sessions,
     pub(crate) comparisons: Comparisons,
@@ -83,6 +86,7 @@ impl App {
             builds: None,
             pieces: Pieces::new(PIECES),
             streams: Arc::new(Semaphore::new(STREAMS)),
+            readers: Arc::new(Semaphore::new(2 * thread::available_parallelism().map_or(2, usize::from))),
             metrics: Metrics::default(),
             sessions: Sessions::default(),
             comparisons: Comparisons::default(),

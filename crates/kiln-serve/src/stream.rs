@@ -1,4 +1,4 @@
-//! Bodies of files and blobs: read piece by piece while the client takes them, never more than two pieces in memory.
+//! Bodies of files and blobs: read while the client takes them, never more than two reads in memory for each.
 
 use std::{
     io,
@@ -180,6 +180,8 @@ struct Sending {
     range: Range<u64>,
     /// The read that was begun before it is needed.
     next: Option<JoinHandle<io::Result<Vec<u8>>>>,
+    /// Pieces up to here are made ahead of being read.
+    ahead: u64,
     /// Of a blob that is sent whole.
     hasher: Option<(Sha256, Digest)>,
     _held: (Option<OwnedSemaphorePermit>, Option<Arc<Lease>>),
@@ -196,7 +198,8 @@ fn body(
         Source::Blob(_, digest) if whole => Some((Sha256::new(), *digest)),
         _ => None,
     };
-    let sending = Sending { app, source, parts: parts.into_iter(), range: 0..0, next: None, hasher, _held: held };
+    let sending =
+        Sending { app, source, parts: parts.into_iter(), range: 0..0, next: None, ahead: 0, hasher, _held: held };
     Body::from_stream(stream::try_unfold(sending, |mut sending| async move {
         let bytes = match sending.next().await {
             Ok(bytes) => bytes,
@@ -248,22 +251,47 @@ impl Sending {
         Ok(Some(bytes.into()))
     }
 
-    /// Begins to read what comes next.
-    fn begin(&self) -> JoinHandle<io::Result<Vec<u8>>> {
+    /// Begins to read what comes next, and to make the piece after it where a reader is free.
+    fn begin(&mut self) -> JoinHandle<io::Result<Vec<u8>>> {
         let (app, source, range) = (Arc::clone(&self.app), self.source.clone(), self.range.clone());
         let length = usize::try_from((range.end - range.start).min(READ)).unwrap_or(0);
-        tokio::task::spawn_blocking(move || match source {
-            Source::View(view) => view.read(range.start, length, &app.pieces).map_err(|error| {
-                if matches!(error, kiln_registry::RegistryError::Damaged { .. }) {
-                    app.metrics.damaged.fetch_add(1, Ordering::Relaxed);
-                }
-                io::Error::other(error)
-            }),
-            Source::Blob(blob, _) => {
-                let mut bytes = vec![0; length];
-                blob.read_exact_at(&mut bytes, range.start).map(|()| bytes)
+        let reading = tokio::spawn(async move {
+            let Ok(_reader) = Arc::clone(&app.readers).acquire_owned().await else {
+                return Err(io::Error::other("the server ends"));
+            };
+            let read = tokio::task::spawn_blocking(move || read(&app, &source, range.start, length)).await;
+            read.map_err(io::Error::other)?
+        });
+        self.prepare();
+        reading
+    }
+
+    fn prepare(&mut self) {
+        let Source::View(view) = &self.source else { return };
+        let next = view.next_piece(self.range.start).filter(|next| *next > self.ahead && *next < self.range.end);
+        let Some(next) = next else { return };
+        let Ok(reader) = Arc::clone(&self.app.readers).try_acquire_owned() else { return };
+        self.ahead = next;
+        let (app, view) = (Arc::clone(&self.app), Arc::clone(view));
+        tokio::task::spawn_blocking(move || {
+            view.prepare(next, &app.pieces);
+            drop(reader);
+        });
+    }
+}
+
+fn read(app: &App, source: &Source, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    match source {
+        Source::View(view) => view.read(offset, length, &app.pieces).map_err(|error| {
+            if matches!(error, kiln_registry::RegistryError::Damaged { .. }) {
+                app.metrics.damaged.fetch_add(1, Ordering::Relaxed);
             }
-            Source::Memory(_) => Ok(Vec::new()),
-        })
+            io::Error::other(error)
+        }),
+        Source::Blob(blob, _) => {
+            let mut bytes = vec![0; length];
+            blob.read_exact_at(&mut bytes, offset).map(|()| bytes)
+        }
+        Source::Memory(_) => Ok(Vec::new()),
     }
 }

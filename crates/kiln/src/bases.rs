@@ -217,6 +217,6 @@ impl Images for Shelf {
             }
             Ok(registry.export(&record, "qcow2", to, watch)?)
         });
-        laid.map(|_| ()).map_err(|failure| NotLaidDown { message: failure.on_one_line(), hint: failure.hint })
+        laid.map(drop).map_err(|failure| NotLaidDown { message: failure.on_one_line(), hint: failure.hint })
     }
 }

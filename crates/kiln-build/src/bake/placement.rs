@@ -20,6 +20,7 @@ use kiln_core::{
 use kiln_disk::{
     DiskFile, FileBytes, GuestDisk, ReadAt,
     placement::{self, PlacementError},
+    seal::StoredFrames,
 };
 use kiln_io::{
     error::{FsError, ProcessError},
@@ -45,6 +46,9 @@ pub struct Previous {
 pub trait PublishedDisk: Send + Sync + fmt::Debug {
     /// Writes the raw disk to `to`; what went wrong in words.
     async fn lay_down(&self, to: &Path) -> Result<(), String>;
+
+    /// Its stored frames, which are taken for what did not change; `None` when they are not on this machine. May read files.
+    fn frames(&self) -> Option<Box<dyn StoredFrames>>;
 }
 
 /// What became of the disk.
@@ -180,6 +184,7 @@ fn prepare(layers: &[DiskFile], directory: &Path, placed: &Path) -> Result<(plac
     plan.write(directory)?;
     let failed = |source| Obstacle::Io { path: placed.to_owned(), source };
     let file = File::options().read(true).write(true).open(placed).map_err(failed)?;
+    plan.rewrite(&file)?;
     let moved = plan.copy_the_rest(new.as_ref(), &file)?;
     Ok((plan, moved))
 }

@@ -48,13 +48,21 @@ pub(super) async fn seal(
     fs::create_private_dir(directory)?;
     let path = directory.join(QCOW2);
     let (events, cancel) = (Arc::clone(&context.events), context.cancel.clone());
+    let previous = context.previous.clone();
     blocking(move || {
+        let before = previous.and_then(|previous| previous.disk.frames());
         let disk = without_free_space(&layers).map_err(BakeError::seal)?;
         let scan = Scan::new(&needles);
         let progress =
             |done, total| events.emit(Event::Progress { phase: Phase::Seal, done, total, unit: Unit::Bytes });
         let cancelled = || cancel.is_cancelled();
-        let options = Options { progress: &progress, cancelled: &cancelled, tap: Some(&scan), ..Options::default() };
+        let options = Options {
+            progress: &progress,
+            cancelled: &cancelled,
+            tap: Some(&scan),
+            before: before.as_deref(),
+            ..Options::default()
+        };
         let sealed = seal::seal(&disk, &path, &options).map_err(BakeError::seal)?;
         Ok((sealed, scan))
     })

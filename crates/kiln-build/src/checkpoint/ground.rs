@@ -7,7 +7,7 @@ use kiln_core::{
     Digest,
     artifact::BaseRecord,
     checkpoint::Ground,
-    plan::{CheckpointKind, Plan},
+    plan::{Ami, CheckpointKind, Ec2Machine, Plan},
 };
 use kiln_io::guest::Content;
 use kiln_provision::Library;
@@ -51,9 +51,33 @@ pub fn ground(plan: &Plan, around: Surroundings<'_>) -> Result<Ground, Checkpoin
         // The guest sees the host's own processor.
         facts.push(("processor".to_owned(), crate::qemu::processor_here()));
     }
+    with_steps(plan, facts, around.library, around.store, around.may_write)
+}
+
+/// The same of an instance of EC2, which no checkpoint is taken of: whether a bake would give what an earlier one gave.
+pub(super) fn ground_on_ec2(
+    plan: &Plan,
+    machine: &Ec2Machine,
+    ami: &Ami,
+    library: &Library,
+    store: &Store,
+) -> Result<Ground, CheckpointError> {
+    let machine = serde_json::to_string(machine).unwrap_or_default();
+    let facts = [("base", ami.ami.clone()), ("instance", Digest::of(machine.as_bytes()).to_string())];
+    let facts = facts.map(|(what, value)| (what.to_owned(), value)).to_vec();
+    with_steps(plan, facts, library, store, false)
+}
+
+fn with_steps(
+    plan: &Plan,
+    facts: Vec<(String, String)>,
+    library: &Library,
+    store: &Store,
+    may_write: bool,
+) -> Result<Ground, CheckpointError> {
     let mut provisioners = BTreeMap::new();
     for step in plan.steps.iter().filter(|step| step.skipped.is_none()) {
-        if let Ok(found) = around.library.find(&step.provisioner) {
+        if let Ok(found) = library.find(&step.provisioner) {
             let files = found.entries.iter().filter_map(|entry| {
                 let digest = match &entry.content {
                     Content::Bytes(bytes) => Digest::of(bytes),
@@ -68,7 +92,7 @@ pub fn ground(plan: &Plan, around: Surroundings<'_>) -> Result<Ground, Checkpoin
     }
     let mut secrets = BTreeMap::new();
     if !plan.secrets.is_empty()
-        && let Some(key) = around.store.secret_key(around.may_write)?
+        && let Some(key) = store.secret_key(may_write)?
     {
         secrets.extend(plan.secrets.iter().map(|(name, value)| (name.clone(), keyed(&key, value))));
     }

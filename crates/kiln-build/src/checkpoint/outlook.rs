@@ -7,7 +7,7 @@ use kiln_core::{
     Digest, ImageName, Version,
     checkpoint::{Key, keys},
     event::{Event, Events},
-    plan::{Accelerator, Plan},
+    plan::{Accelerator, AmiBase, Base, Builder, Ec2Machine, Plan},
 };
 use kiln_io::{
     dirs::Dirs,
@@ -19,7 +19,7 @@ use kiln_provision::Library;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::{CheckpointError, Choice, Store, Surroundings, Trail, Wish, choose, ground};
+use super::{CheckpointError, Choice, Miss, Store, Surroundings, Trail, Wish, choose, ground, ground::ground_on_ec2};
 use crate::{
     base,
     qemu::{self, CalibrationHost, VmSpec},
@@ -34,8 +34,8 @@ pub struct Outlook {
     pub now: u64,
 }
 
-/// What a bake of this plan would find; `None` where that is not known before one has run: without the base, or on a
-/// machine whose accelerator was not calibrated.
+/// What a bake of this plan would find; `None` where that is not known before one has run: without the base, on a
+/// machine whose accelerator was not calibrated, or for an instance of EC2 before its AMI is looked up.
 pub async fn outlook(
     plan: &Plan,
     dirs: &Dirs,
@@ -44,7 +44,10 @@ pub async fn outlook(
     wish: &Wish,
 ) -> Result<Option<Outlook>, CheckpointError> {
     let clock = SystemClock::new();
-    let Some(machine) = plan.builder.qemu() else { return Ok(None) };
+    let machine = match &plan.builder {
+        Builder::Qemu(machine) => machine,
+        Builder::Ec2(machine) => return on_ec2(plan, machine, dirs, library, &clock),
+    };
     let Some(base) = base::known(&plan.base, dirs) else { return Ok(None) };
     let cancel = CancellationToken::new();
     let host = CalibrationHost::new(dirs, &Nobody, &clock, &cancel);
@@ -56,9 +59,34 @@ pub async fn outlook(
     let around =
         Surroundings { base: &base.record, machine: &spec, qemu: &qemu, library, store: &store, may_write: false };
     let keys = keys(plan, &ground(plan, around)?);
-    let now = clock.wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = seconds(&clock);
     let choice = choose(&keys, &store, &Trail::read(dirs, &plan.image), wish, now);
     Ok(Some(Outlook { keys, choice, now }))
+}
+
+/// Every step runs; still it is known what the bake depends on.
+fn on_ec2(
+    plan: &Plan,
+    machine: &Ec2Machine,
+    dirs: &Dirs,
+    library: &Library,
+    clock: &SystemClock,
+) -> Result<Option<Outlook>, CheckpointError> {
+    let Base::Ami(AmiBase { found: Some(ami), .. }) = &plan.base else { return Ok(None) };
+    let ground = ground_on_ec2(plan, machine, ami, library, &Store::at(dirs))?;
+    if ground.secrets.len() < plan.secrets.len() {
+        // Without this user's key for them, another value would look the same.
+        return Ok(None);
+    }
+    let keys = keys(plan, &ground);
+    let reason = "instances of EC2 leave no checkpoints";
+    let miss = |key: &Key| Miss { number: key.number, name: key.name.clone(), reason: reason.to_owned() };
+    let choice = Choice { usable: Vec::new(), misses: keys.iter().map(miss).collect() };
+    Ok(Some(Outlook { keys, choice, now: seconds(clock) }))
+}
+
+fn seconds(clock: &SystemClock) -> u64 {
+    clock.wall().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// An image that was baked and published: `<cache>/results/<digest of its inputs>.json`.

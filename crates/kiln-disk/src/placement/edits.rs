@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     PlacementError,
-    inode::{Body, Inode, Kind, Time},
+    inode::{Body, Extent, Inode, Kind, Time},
     listing::Listing,
 };
 
@@ -19,6 +19,8 @@ pub(super) enum Edit {
     MakeDirectory(Vec<u8>),
     /// A file with the content of this inode of the newer tree.
     Write(Vec<u8>, u32),
+    /// The content of this inode of the newer tree into the blocks of a file that had other content.
+    Rewrite(Vec<Extent>, u32),
     Link {
         path: Vec<u8>,
         to: Vec<u8>,
@@ -61,13 +63,26 @@ pub(super) type Pair<'a> = (&'a Inode, &'a Inode);
 pub(super) trait SameContents: FnOnce(&[Pair<'_>]) -> io::Result<Vec<bool>> {}
 impl<F: FnOnce(&[Pair<'_>]) -> io::Result<Vec<bool>>> SameContents for F {}
 
-/// The edits in an order in which they can be made.
+/// What becomes of an inode that has the same names in both trees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Kept,
+    /// It stays, with other content in its blocks: a new place would change two parts of the disk.
+    Rewritten,
+    Replaced,
+}
+
+/// The edits in an order in which they can be made. `block` is the size of a block in bytes.
 pub(super) fn edits(
     old: &Listing,
     new: &Listing,
+    block: u64,
     same_contents: impl SameContents,
 ) -> Result<Vec<Edit>, PlacementError> {
-    let kept = kept(old, new, same_contents)?;
+    let fates = fates(old, new, block, same_contents)?;
+    let stays = |path: &[u8], number| old.paths.contains_key(path) && fates.get(number) != Some(&Fate::Replaced);
+    let kept: BTreeSet<Vec<u8>> =
+        new.paths.iter().filter(|(path, number)| stays(path, number)).map(|(path, _)| path.clone()).collect();
     let mut edits = Vec::new();
     let mut touched = BTreeSet::new();
     // What is deeper comes later in byte order.
@@ -93,45 +108,77 @@ pub(super) fn edits(
         if told.insert(*number) {
             let restless = wanted.kind == Kind::Directory && touched.contains(path.as_slice());
             attributes(path, before, wanted, restless, &mut edits);
+            if let Some(before) = before.filter(|_| fates.get(number) == Some(&Fate::Rewritten)) {
+                rewrite(path, before, *number, wanted, &mut edits);
+            }
         }
     }
     Ok(edits)
 }
 
-/// The paths whose inodes stay where they are.
-fn kept(old: &Listing, new: &Listing, same_contents: impl SameContents) -> Result<BTreeSet<Vec<u8>>, PlacementError> {
-    let mut kept = BTreeSet::new();
+/// What becomes of the inodes of the newer tree that the older one has at the same path.
+fn fates(
+    old: &Listing,
+    new: &Listing,
+    block: u64,
+    same_contents: impl SameContents,
+) -> Result<HashMap<u32, Fate>, PlacementError> {
     let mut undecided: BTreeMap<u32, Pair<'_>> = BTreeMap::new();
-    let mut judged: HashMap<u32, bool> = HashMap::new();
+    let mut fates: HashMap<u32, Fate> = HashMap::new();
+    let changed =
+        |(before, wanted): Pair<'_>| if fits(before, wanted, block) { Fate::Rewritten } else { Fate::Replaced };
     for (path, number) in &new.paths {
-        let Some((old_number, before)) = old.at(path) else { continue };
-        let wanted = &new.inodes[number];
-        if judged.contains_key(number) || undecided.contains_key(number) {
+        if fates.contains_key(number) || undecided.contains_key(number) {
             continue;
         }
-        let same = if before.kind != wanted.kind || before.attributes != wanted.attributes {
-            Some(false)
+        let Some((old_number, before)) = old.at(path) else { continue };
+        let wanted = &new.inodes[number];
+        let fate = if before.kind != wanted.kind || before.attributes != wanted.attributes {
+            Some(Fate::Replaced)
         } else if wanted.kind == Kind::Directory {
-            Some(true)
+            Some(Fate::Kept)
         } else if old.names[&old_number] != new.names[number] {
             // All names of an inode stay together or go together.
-            Some(false)
+            Some(Fate::Replaced)
         } else {
-            same_body(before, wanted)
+            same_body(before, wanted).map(|same| if same { Fate::Kept } else { changed((before, wanted)) })
         };
-        match same {
-            Some(same) => judged.insert(*number, same).is_some(),
+        match fate {
+            Some(fate) => fates.insert(*number, fate).is_some(),
             None => undecided.insert(*number, (before, wanted)).is_some(),
         };
     }
     let pairs: Vec<Pair<'_>> = undecided.values().copied().collect();
-    judged.extend(undecided.into_keys().zip(same_contents(&pairs)?));
-    for (path, number) in &new.paths {
-        if old.paths.contains_key(path) && judged.get(number) == Some(&true) {
-            kept.insert(path.clone());
-        }
+    let same = same_contents(&pairs)?;
+    for ((number, pair), same) in undecided.into_iter().zip(same) {
+        fates.insert(number, if same { Fate::Kept } else { changed(pair) });
     }
-    Ok(kept)
+    Ok(fates)
+}
+
+/// Whether the newer content takes exactly the blocks that the older file has.
+fn fits(old: &Inode, new: &Inode, block: u64) -> bool {
+    let Body::Extents(extents) = &old.body else { return false };
+    let mut end = 0;
+    let whole = extents.iter().all(|extent| {
+        let follows = extent.file.start == end;
+        end = extent.file.end;
+        follows
+    });
+    let blocks = |inode: &Inode| inode.size.div_ceil(block) * block;
+    // A size that `debugfs` can set.
+    let sized = new.size > 0 && u32::try_from(new.size.max(old.size)).is_ok();
+    old.kind == Kind::File && whole && sized && (blocks(old), blocks(new)) == (end, end)
+}
+
+fn rewrite(path: &[u8], before: &Inode, number: u32, wanted: &Inode, edits: &mut Vec<Edit>) {
+    let Body::Extents(extents) = &before.body else { return };
+    edits.push(Edit::Rewrite(extents.clone(), number));
+    if let Ok(size) = u32::try_from(wanted.size)
+        && before.size != wanted.size
+    {
+        edits.push(Edit::Set { path: path.to_owned(), field: "size", value: Value::Number(size) });
+    }
 }
 
 /// Whether the inodes hold the same; `None` when their bytes must tell.

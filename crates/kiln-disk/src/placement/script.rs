@@ -5,7 +5,7 @@ use std::{fmt::Write as _, path::Path};
 use super::{
     PlacementError,
     edits::{Edit, Value, parent},
-    inode::Kind,
+    inode::{Extent, Kind},
 };
 
 /// Commands, and the files they read beside the script.
@@ -14,6 +14,8 @@ pub(super) struct Script {
     pub(super) text: Vec<u8>,
     /// The inodes whose content is `content-<n>`.
     pub(super) contents: Vec<u32>,
+    /// Where which inodes' content goes before the script runs.
+    pub(super) rewritten: Vec<(Vec<Extent>, u32)>,
     /// What is `value-<n>`.
     pub(super) values: Vec<Vec<u8>>,
     directory: Option<Vec<u8>>,
@@ -52,6 +54,8 @@ impl Script {
                 self.contents.push(*inode);
                 self.line(&[b"write", file.as_bytes(), &name]);
             }
+            // Its blocks are written without `debugfs`, which cannot.
+            Edit::Rewrite(extents, inode) => self.rewritten.push((extents.clone(), *inode)),
             Edit::Link { path, to } => {
                 let name = self.enter(path)?;
                 self.line(&[b"ln", &absolute(to)?, &name]);

@@ -1,6 +1,7 @@
 //! The threads behind sealing: segments go out to workers, frames come back in order, memory stays bounded.
 
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     io,
     sync::{
@@ -16,8 +17,8 @@ use zstd::{
     zstd_safe::{CParameter, compress_bound},
 };
 
-use super::{Chunk, Options, zero_chunk};
-use crate::{CHUNK, Error, GuestDisk, ReadAt, Result, SEGMENT, ZEROS};
+use super::{Chunk, Options, StoredFrames, zero_chunk};
+use crate::{CHUNK, Error, GuestDisk, ReadAt, Result, SEGMENT, ZEROS, segment::stored_length};
 
 /// Segments on their way at once, for each worker. Two keep a worker busy while the writer waits for its neighbour.
 const IN_FLIGHT: usize = 2;
@@ -87,6 +88,10 @@ fn collect(
             waiting.insert(number, segment?);
         }
         while let Some(segment) = waiting.remove(&next_in) {
+            // Also when all that is left came at once.
+            if (options.cancelled)() {
+                return Err(Error::Cancelled);
+            }
             write(segment)?;
             next_in += 1;
             (options.progress)((next_in * SEGMENT as u64).min(disk.size()), disk.size());
@@ -158,18 +163,50 @@ fn segment(
     let mut frames = Vec::with_capacity(SEGMENT / 2);
     let mut frame = vec![0; compress_bound(CHUNK)];
     let mut chunks = Vec::with_capacity(count);
+    let before = options.before.map(|frames| Before::new(frames, offset / SEGMENT as u64));
     for (number, chunk) in buffer.chunks_exact(CHUNK).enumerate() {
         if chunk == ZEROS {
             chunks.push(Chunk { digest: zero, frame: 0 });
+            continue;
+        }
+        let digest = Digest::of(chunk);
+        if let Some(stored) = before.as_ref().and_then(|before| before.frame(number, &digest)) {
+            frames.extend_from_slice(stored);
+            chunks.push(Chunk { digest, frame: length_of(stored) });
             continue;
         }
         let length = compressor
             .compress_to_buffer(chunk, &mut frame[..])
             .map_err(|source| Error::Compress { offset: offset + (number * CHUNK) as u64, source })?;
         frames.extend_from_slice(&frame[..length]);
-        // A frame is at most `compress_bound(CHUNK)` long.
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
-        chunks.push(Chunk { digest: Digest::of(chunk), frame: length });
+        chunks.push(Chunk { digest, frame: length_of(&frame[..length]) });
     }
     Ok(Segment { chunks, frames })
+}
+
+/// A frame is at most `compress_bound(CHUNK)` long.
+fn length_of(frame: &[u8]) -> u32 {
+    u32::try_from(frame.len()).unwrap_or(u32::MAX)
+}
+
+/// One segment of the disk before; its bytes are read when the first of its frames is wanted.
+struct Before<'a> {
+    frames: &'a dyn StoredFrames,
+    number: u64,
+    blob: OnceCell<Option<Vec<u8>>>,
+}
+
+impl<'a> Before<'a> {
+    fn new(frames: &'a dyn StoredFrames, number: u64) -> Self {
+        Self { frames, number, blob: OnceCell::new() }
+    }
+
+    /// The frame of the chunk at `place`, when that chunk is the one that `digest` names.
+    fn frame(&self, place: usize, digest: &Digest) -> Option<&[u8]> {
+        let chunks = self.frames.chunks(self.number);
+        let chunk = chunks.get(place).filter(|chunk| chunk.frame != 0 && chunk.digest == *digest)?;
+        let blob = self.blob.get_or_init(|| self.frames.blob(self.number)).as_deref()?;
+        let start: usize = chunks[..place].iter().map(stored_length).sum();
+        blob.get(start..start + stored_length(chunk))
+    }
 }

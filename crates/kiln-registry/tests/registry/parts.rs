@@ -33,6 +33,14 @@ fn every_byte_of_every_form_is_found_by_its_offset() {
             let expected = fs::read(&file).unwrap();
             let view = registry.view(&record, form).unwrap();
             assert_eq!(view.size(), expected.len() as u64, "{form}");
+            let (ahead, mut at) = (Pieces::new(64 << 20), Some(0));
+            while let Some(piece) = at {
+                view.prepare(piece, &ahead);
+                let bytes = view.read(piece, 100, &ahead).unwrap();
+                assert!(!bytes.is_empty() && expected[usize::try_from(piece).unwrap()..].starts_with(&bytes), "{form}");
+                at = view.next_piece(piece);
+                assert!(at.is_none_or(|next| next > piece && next < view.size()), "{form}: {at:?} after {piece}");
+            }
             // With room for everything and with room for nothing.
             for (pieces, step) in [(Pieces::new(64 << 20), 9_973), (Pieces::new(0), 1 << 20)] {
                 let mut offset = 0;

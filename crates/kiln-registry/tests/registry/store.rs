@@ -7,11 +7,14 @@ use std::{
 };
 
 use kiln_core::Digest;
-use kiln_disk::seal::LEVEL;
+use kiln_disk::{
+    DiskFile, GuestDisk,
+    seal::{LEVEL, Options, seal},
+};
 use kiln_io::guest::Quiet;
 use kiln_registry::{Record, Registry, RegistryError};
 
-use crate::support::{Scratch, artifact, disk, fixed, sealed, select};
+use crate::support::{Scratch, artifact, disk, fixed, sealed, sealed_file, select};
 
 #[expect(clippy::disallowed_methods, reason = "the judges are programs")]
 fn judge(program: &str, arguments: &[&str]) -> Vec<u8> {
@@ -31,11 +34,11 @@ fn publish(scratch: &Scratch, version: &str, bytes: &[u8], level: i32) -> (Recor
 
 fn exported(registry: &Registry, record: &Record, format: &str, to: &Path) -> Vec<u8> {
     let _ = fs::remove_file(to);
-    let file = registry.export(record, format, to, &|_| true).unwrap();
+    let length = registry.export(record, format, to, &|_| true).unwrap();
     let bytes = fs::read(to).unwrap();
-    assert_eq!((file.bytes, file.sha256), (bytes.len() as u64, Digest::of(&bytes)), "{format}");
+    assert_eq!(length, bytes.len() as u64, "{format}");
     if let Some(recorded) = record.file(format) {
-        assert_eq!((recorded.bytes, recorded.sha256), (file.bytes, file.sha256), "{format}");
+        assert_eq!((recorded.bytes, recorded.sha256), (length, Digest::of(&bytes)), "{format}");
     }
     bytes
 }
@@ -127,6 +130,69 @@ fn frames_of_another_compressor_are_kept_and_the_qcow2_is_the_one_that_is_record
     assert_ne!(second.file("qcow2"), offered.files.first(), "other frames make another qcow2");
     assert_eq!(second.artifact.disk, offered.disk);
     same_disk(&scratch, &second, &disk("two"));
+}
+
+#[test]
+fn what_the_version_before_has_is_sealed_with_its_frames_and_a_bad_blob_is_no_obstacle() {
+    let scratch = Scratch::new("frames");
+    // Frames of another level, so that it shows whose they are.
+    let (first, _) = publish(&scratch, "1.0.0", &disk("one"), 9);
+    let registry = scratch.registry();
+    let raw = scratch.0.join("next.raw");
+    fs::write(&raw, disk("two")).unwrap();
+    let seal_next = |name: &str| {
+        let before = registry.frames(&first).unwrap().unwrap();
+        let disk = GuestDisk::open(&[DiskFile::raw(&raw)]).unwrap();
+        let options = Options { before: Some(&before), ..Options::default() };
+        seal(&disk, &scratch.0.join(name), &options).unwrap()
+    };
+    let plain = sealed(&scratch.0.join("plain"), "b-2", &disk("two"), LEVEL);
+    let next = seal_next("next.qcow2");
+    assert_eq!(next.disk_digest, plain.disk.digest);
+    judge("qemu-img", &["check", "-f", "qcow2", scratch.0.join("next.qcow2").to_str().unwrap()]);
+    let ends = [raw.to_str().unwrap(), scratch.0.join("next.qcow2").to_str().unwrap()].map(str::to_owned);
+    judge("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", &ends[0], &ends[1]]);
+    let before = registry.content(&first).unwrap();
+    let others = before.chunks().zip(&next.chunks).filter(|(old, new)| old != new).count();
+    assert_eq!(others, 1, "only the changed chunk was compressed");
+
+    // Published, it keeps those frames, and says whose they are.
+    let source = scratch.0.join("baked-next");
+    let mut artifact = sealed(&source, "b-3", &disk("two"), LEVEL);
+    fs::rename(scratch.0.join("next.qcow2"), source.join("web.qcow2")).unwrap();
+    (artifact.files[0].bytes, artifact.files[0].sha256) = (next.bytes, next.qcow2);
+    registry.publish(&artifact, &source, &fixed("1.1.0"), &Quiet).unwrap();
+    let second = registry.record(&select("web@1.1.0")).unwrap();
+    assert_eq!(second.file("qcow2"), artifact.files.first());
+    same_disk(&scratch, &second, &disk("two"));
+
+    for segment in &before.segments {
+        fs::write(registry.blob(&segment.blob.digest), vec![0; usize::try_from(segment.blob.size).unwrap()]).unwrap();
+    }
+    let alone = seal_next("alone.qcow2");
+    assert_eq!(Some(alone.qcow2), plain.files.first().map(|file| file.sha256), "all of it was compressed anew");
+}
+
+#[test]
+fn a_raw_disk_that_no_record_names_is_written_with_its_holes_and_not_from_a_bad_blob() {
+    let scratch = Scratch::new("spread");
+    let (source, to) = (scratch.0.join("baked"), scratch.0.join("out.raw"));
+    let raw = scratch.0.join("any.raw");
+    let mut bytes = disk("one");
+    bytes.truncate(bytes.len() - 512);
+    fs::write(&raw, &bytes).unwrap();
+    let artifact = sealed_file(&source, "b-1", &raw, LEVEL);
+    let registry = scratch.registry();
+    registry.publish(&artifact, &source, &fixed("1.0.0"), &Quiet).unwrap();
+    let record = registry.record(&select("web@1.0.0")).unwrap();
+    assert!(exported(&registry, &record, "raw", &to) == bytes);
+    let segment = &registry.content(&record).unwrap().segments[0];
+    let blob = registry.blob(&segment.blob.digest);
+    let mut damaged = fs::read(&blob).unwrap();
+    damaged[10] ^= 1;
+    fs::write(&blob, damaged).unwrap();
+    let error = registry.export(&record, "raw", &to, &|_| true).unwrap_err();
+    assert!(matches!(error, RegistryError::Damaged { .. }), "{error}");
 }
 
 #[test]

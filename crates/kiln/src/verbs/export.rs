@@ -68,7 +68,7 @@ async fn write(
     cancel: CancellationToken,
 ) -> Result<u64, Failure> {
     let watch = move |_| !cancel.is_cancelled();
-    Ok(waited(move || registry.export(&record, &format, &to, &watch)).await?.bytes)
+    waited(move || registry.export(&record, &format, &to, &watch)).await
 }
 
 /// Writes a format that is not stored, from the qcow2, which is laid down beside it. Neither has a name before it is whole.

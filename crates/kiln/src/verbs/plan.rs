@@ -3,7 +3,11 @@
 use std::fmt::Write as _;
 
 use kiln_build::checkpoint::{Checkpoint, Known, Outlook, Wish, ago, outlook};
-use kiln_core::{ByteSize, checkpoint::Key, plan::Plan as Planned};
+use kiln_core::{
+    ByteSize,
+    checkpoint::Key,
+    plan::{Builder, Plan as Planned},
+};
 use kiln_io::dirs::Dirs;
 use serde_json::{Value as Json, json};
 
@@ -75,7 +79,10 @@ fn as_json(plan: &Planned, found: Option<&Outlook>) -> Result<Json, Failure> {
 pub(crate) fn shown(found: Option<&Outlook>, plan: &Planned, dirs: &Dirs) -> String {
     let mut text = "checkpoints\n".to_owned();
     let Some(found) = found else {
-        text.push_str("  none: no build on this machine has made the base or tried the accelerator yet\n");
+        text.push_str(match plan.builder {
+            Builder::Qemu(_) => "  none: no build on this machine has made the base or tried the accelerator yet\n",
+            Builder::Ec2(_) => "  none: instances of EC2 leave none\n",
+        });
         return text;
     };
     let best = found.choice.usable.first();

@@ -154,8 +154,18 @@ fn a_bake_on_ec2_ends_in_a_version_and_an_ami_of_what_the_guest_wrote_and_leaves
     assert!(shown.contains("ami://us-east-1/ami-"), "{shown}");
     let survey = ledger::survey(&scene.dirs()).unwrap();
     assert!(survey.iter().all(|report| report.found.is_empty()), "{survey:?}");
+
+    // The same again costs no instance.
+    let (launched, before) = (scene.guest.launches.lock().unwrap().len(), scene.ours());
+    let (said, again) = scene.run("build", &[]);
+    assert!(again.status.success() && said.contains("nothing it is made from has changed"), "{said}");
+    assert_eq!((scene.guest.launches.lock().unwrap().len(), scene.ours()), (launched, before), "{said}");
+    let (plan, _) = scene.run("plan", &[]);
+    assert!(plan.contains("will run: instances of EC2 leave no checkpoints"), "{plan}");
+    assert!(plan.contains("baked from the same inputs"), "{plan}");
     let (plan, _) = scene.run("plan", &["--relock"]);
     assert!(fs::read_to_string(scene.home.path("web/kiln.lock")).unwrap().contains("debian-12-2"), "{plan}");
+    assert!(!plan.contains("baked from the same inputs"), "another base gives another image: {plan}");
 }
 
 #[test]

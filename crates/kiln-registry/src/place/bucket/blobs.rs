@@ -27,6 +27,10 @@ const AT_ONCE: usize = 8;
 const DAMAGED: &str = "damaged";
 
 impl Blobs for Bucket {
+    fn are_near(&self) -> bool {
+        false
+    }
+
     fn open(&self, digest: &Digest) -> io::Result<Option<StoredBlob>> {
         let key = blob_key(digest);
         let meta = self.objects.stat(&key)?;

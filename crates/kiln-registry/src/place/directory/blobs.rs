@@ -26,6 +26,10 @@ impl Directory {
 }
 
 impl Blobs for Directory {
+    fn are_near(&self) -> bool {
+        true
+    }
+
     fn open(&self, digest: &Digest) -> io::Result<Option<StoredBlob>> {
         let file = match File::open(self.blob(digest)) {
             Ok(file) => file,

@@ -14,6 +14,7 @@ use kiln_core::{
     event::{Event, Events as _, Phase, Unit},
     plan::{Base, Plan, Qcow2Source},
 };
+use kiln_disk::seal::StoredFrames;
 use kiln_io::{fs::Unnamed, guest::Progress};
 use kiln_registry::{Publication, Published, Record, Reference, Registry, Selector};
 
@@ -174,6 +175,11 @@ impl PublishedDisk for FromRegistry {
             Err(ended) => Err(ended.to_string()),
         }
     }
+
+    fn frames(&self) -> Option<Box<dyn StoredFrames>> {
+        let frames = self.registry.frames(&self.record).ok().flatten()?;
+        Some(Box::new(frames))
+    }
 }
 
 impl Session {
@@ -186,7 +192,7 @@ impl Session {
         let (artifact, cancel) = (record.artifact.clone(), cancel.clone());
         let disk: Arc<dyn PublishedDisk> = match place {
             Place::Here(_) => Arc::new(FromRegistry { registry, record, cancel }),
-            Place::There(remote) => Arc::new(FromServer { remote: remote.clone(), record, cancel }),
+            Place::There(remote) => Arc::new(FromServer::new(remote.clone(), record, cancel)),
         };
         Some(Previous { artifact, disk })
     }

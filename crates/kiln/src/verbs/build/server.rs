@@ -1,10 +1,11 @@
 //! Baking here and publishing on a server: only what it lacks is sent.
 
-use std::path::Path;
+use std::{path::Path, sync::OnceLock};
 
 use async_trait::async_trait;
 use kiln_build::bake::PublishedDisk;
 use kiln_core::plan::{Plan, VersionSpec};
+use kiln_disk::seal::StoredFrames;
 use kiln_registry::{Publication, Published, Record, Reference, Registry, Selector};
 use kiln_serve::{
     ServeError,
@@ -103,9 +104,17 @@ async fn kept(
 /// A version of a server. Its disk comes by way of the user's own registry, where most of it may be from the last time.
 #[derive(Debug)]
 pub(super) struct FromServer {
-    pub(super) remote: Remote,
-    pub(super) record: Record,
-    pub(super) cancel: CancellationToken,
+    remote: Remote,
+    record: Record,
+    cancel: CancellationToken,
+    /// What was pulled of it.
+    pulled: OnceLock<FromRegistry>,
+}
+
+impl FromServer {
+    pub(super) fn new(remote: Remote, record: Record, cancel: CancellationToken) -> Self {
+        Self { remote, record, cancel, pulled: OnceLock::new() }
+    }
 }
 
 #[async_trait]
@@ -123,6 +132,11 @@ impl PublishedDisk for FromServer {
         let pulling = move || surroundings::wait(remote.pull(&named, allowed, &into, &by));
         let pulled = tokio::task::spawn_blocking(pulling).await.map_err(|ended| ended.to_string())?;
         let pulled = pulled.map_err(|failure| failure.on_one_line())?;
-        FromRegistry { registry: own, record: pulled.record, cancel: self.cancel.clone() }.lay_down(to).await
+        let here = FromRegistry { registry: own, record: pulled.record, cancel: self.cancel.clone() };
+        self.pulled.get_or_init(|| here).lay_down(to).await
+    }
+
+    fn frames(&self) -> Option<Box<dyn StoredFrames>> {
+        self.pulled.get()?.frames()
     }
 }
