@@ -1,6 +1,5 @@
 //! Every verb against one real `kiln serve`, and what a client believes of it: the keys and the memory are the client's.
 
-#![expect(clippy::disallowed_methods, reason = "tests drive stock programs as a user would")]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 #[path = "../crates/kiln-registry/tests/support/artifact.rs"]
@@ -177,7 +176,7 @@ fn refusals(scene: &Scene) {
     }
 }
 
-/// "diff`, `kiln sbom` " to "diff" and "sbom".
+/// The verbs between backticks: `diff` and `sbom`.
 fn names(cell: &str) -> Vec<String> {
     cell.split('`')
         .map(|part| part.trim().trim_start_matches("kiln ").to_owned())

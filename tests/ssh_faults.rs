@@ -55,7 +55,7 @@ fn through(bastion: &Sshd, guest: &Sshd) -> Target {
 
 /// Whether a program has `argument`.
 fn runs(argument: &str) -> bool {
-    let programs = fs::read_dir("/proc").unwrap().flatten();
+    let programs = fs::read_dir("/proc").expect("list the processes").flatten();
     let mut arguments = programs.filter_map(|program| fs::read(program.path().join("cmdline")).ok());
     arguments.any(|line| line.split(|byte| *byte == 0).any(|found| found == argument.as_bytes()))
 }

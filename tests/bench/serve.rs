@@ -58,7 +58,8 @@ pub(crate) async fn run() {
         let ours = format!("http://{address}/images/web/1.0.0/disk.{form}");
         let theirs = format!("http://127.0.0.1:{port}/web.{form}");
         // Once unmeasured, so that everybody reads from the page cache.
-        (fetch(&ours), fetch(&theirs));
+        fetch(&ours);
+        fetch(&theirs);
         row(&format!("serve {form}, verified"), fetch(&ours), "python's http.server, as it is", fetch(&theirs));
     }
     let _ = peer.kill();

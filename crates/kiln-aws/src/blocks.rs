@@ -99,7 +99,7 @@ mod tests {
     fn disk(fill: &[u8]) -> Content {
         let chunk = |fill: u8| match fill {
             0 => Chunk { digest: zero_chunk(), frame: 0 },
-            fill => Chunk { digest: Digest::of(&[fill; CHUNK]), frame: 1 },
+            fill => Chunk { digest: Digest::of(&vec![fill; CHUNK]), frame: 1 },
         };
         let chunks: Vec<_> = fill.iter().copied().map(chunk).collect();
         let blob = Descriptor { media_type: String::new(), digest: Digest::of(b""), size: 0 };
@@ -111,7 +111,7 @@ mod tests {
     fn bytes(fill: &[u8], block: u32) -> Vec<u8> {
         let first = block as usize * CHUNKS;
         let mut bytes: Vec<u8> =
-            (first..first + CHUNKS).flat_map(|number| [fill.get(number).copied().unwrap_or(0); CHUNK]).collect();
+            (first..first + CHUNKS).flat_map(|number| vec![fill.get(number).copied().unwrap_or(0); CHUNK]).collect();
         bytes.truncate(BLOCK);
         bytes
     }

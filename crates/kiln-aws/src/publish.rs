@@ -107,7 +107,7 @@ impl Publisher<'_> {
     pub async fn publish(&self, account: &Account, record: &Record, places: &[Place], sharing: &Sharing) -> Report {
         let regions = join_all(places.iter().map(|place| async {
             let region = account.region(&place.region);
-            (place.region.clone(), self.into_region(&region, record, place, sharing).await)
+            (place.region.clone(), self.bring_to(&region, record, place, sharing).await)
         }));
         Report {
             image: record.artifact.image.clone(),
@@ -116,7 +116,7 @@ impl Publisher<'_> {
         }
     }
 
-    async fn into_region(&self, region: &Region, record: &Record, place: &Place, sharing: &Sharing) -> Outcome {
+    async fn bring_to(&self, region: &Region, record: &Record, place: &Place, sharing: &Sharing) -> Outcome {
         let Known { here, gone } = self.known(region, record).await?;
         if let Some(here) = here {
             self.forget(&gone)?;
@@ -125,13 +125,12 @@ impl Publisher<'_> {
         let (disk, boot_mode) = self.bootable(record)?;
         let catalog = std::path::absolute(self.registry.root()).map_err(AwsError::Journal)?;
         let intent = Intent::declare(self.dirs, self.ledger, region, &subject(record), catalog)?;
-        let (found, blocks) = match region.find_image(record, &intent.id).await? {
-            Some(found) => (found, None),
-            None => {
-                let source = Source { record, disk, boot_mode, gone: &gone };
-                let (found, blocks) = self.make(region, place, &intent, &source).await?;
-                (found, Some(blocks))
-            }
+        let (found, blocks) = if let Some(found) = region.find_image(record, &intent.id).await? {
+            (found, None)
+        } else {
+            let source = Source { record, disk, boot_mode, gone: &gone };
+            let (found, blocks) = self.make(region, place, &intent, &source).await?;
+            (found, Some(blocks))
         };
         region.available(&found.ami).await?;
         if let Some(here) = gone.iter().find(|known| known.ami == found.ami) {

@@ -269,7 +269,7 @@ impl Region {
     }
 
     async fn complete(&self, snapshot: &str, sums: &BTreeMap<u32, [u8; 32]>) -> Result<(), AwsError> {
-        let linear = sums.values().fold(Sha256::new(), |hasher, sum| hasher.chain_update(sum)).finalize();
+        let linear = sums.values().fold(Sha256::new(), sha2::Digest::chain_update).finalize();
         let count = i32::try_from(sums.len()).unwrap_or(i32::MAX);
         let mut attempts = 0;
         let complete = || {

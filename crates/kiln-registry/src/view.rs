@@ -234,7 +234,7 @@ impl View {
             let zeros = usize::try_from(self.starts[number + 1] - offset).unwrap_or(0);
             return Ok(vec![0; zeros.min(limit)]);
         }
-        Ok(part(&*self.piece(number, pieces)?, offset - self.starts[number], limit))
+        Ok(part(&self.piece(number, pieces)?, offset - self.starts[number], limit))
     }
 
     /// Where the piece after the one at `offset` begins, if there is one.

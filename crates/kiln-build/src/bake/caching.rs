@@ -159,11 +159,11 @@ impl<'a> Caching<'a> {
         let overlay = if self.over { None } else { Some(self.new_place(host)?) };
         let spec = VmSpec { name: name.to_owned(), overlay, ..spec.clone() };
         let start = self.clock.monotonic();
-        let boot = async {
+        let boot = Box::pin(async {
             let vm = qemu::boot(spec, host).await.map_err(BakeError::boot)?;
             grow(vm.guest()).await?;
             Ok::<_, BakeError>(vm)
-        };
+        });
         let vm = journal.phase(Phase::Boot, &self.base, boot, |_| "the guest answers over SSH".to_owned()).await?;
         self.booted = true;
         self.ran(0, None, self.clock.monotonic().saturating_sub(start));

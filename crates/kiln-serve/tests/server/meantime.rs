@@ -151,9 +151,9 @@ fn a_server_that_drips_or_does_not_read_is_given_up() {
             let body = format!("{{\"missing\": [\"{all}\"]}}");
             let _ =
                 write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-            let _ = stream.read(&mut [0; 1 << 16]);
+            let _ = stream.read(&mut vec![0; 1 << 16]);
         } else {
-            thread::sleep(Duration::from_secs(60));
+            thread::sleep(Duration::from_mins(1));
         }
     });
     slow(runtime.block_on(remote.push(&record, &registry, "ada")).map(drop), "push");

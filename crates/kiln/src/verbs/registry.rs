@@ -76,7 +76,9 @@ fn renew(arguments: &RegistryRenew) -> Outcome {
         };
         output::json(&rows.iter().map(row).collect::<Vec<_>>())?;
     } else {
-        rows.iter().for_each(|(image, renewed)| output::talk(&renewed_line(image, renewed)));
+        for (image, renewed) in &rows {
+            output::talk(&renewed_line(image, renewed));
+        }
     }
     let also = failed.len().saturating_sub(1);
     match failed.into_iter().next() {

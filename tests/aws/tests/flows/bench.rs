@@ -189,7 +189,7 @@ impl Bench {
             ("TagSpecification.1.Tag.2.Key", "kiln:intent"),
             ("TagSpecification.1.Tag.2.Value", "i-somebody-else"),
         ];
-        let disk = [1; BLOCK];
+        let disk = vec![1; BLOCK];
         let ami = self.fake.base_image(kiln_aws_tests::BaseImage {
             region: REGIONS[0],
             owner: Fake::ACCOUNT,
@@ -279,7 +279,7 @@ pub(crate) fn disk(seed: u64, blocks: usize) -> Vec<u8> {
 pub(crate) fn mutate(disk: &mut [u8], seed: u64) {
     let mut state = seed;
     for _ in 0..10 {
-        let block = (next(&mut state) % (SIZE / BLOCK) as u64) as usize;
+        let block = usize::try_from(next(&mut state) % (SIZE / BLOCK) as u64).unwrap();
         let range = block * BLOCK..(block + 1) * BLOCK;
         match next(&mut state) % 3 {
             0 => disk[range].fill(0),

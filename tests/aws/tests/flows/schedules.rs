@@ -80,7 +80,7 @@ fn no_schedule_of_faults_leaks_touches_what_is_not_ours_or_loses_a_version() {
                 while let Some(number) = numbers.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let case = case(*number);
                     let (damage, met) = runtime.block_on(play(&case));
-                    tally.lock().unwrap().add(*number, &case, damage, met);
+                    tally.lock().unwrap().add(*number, &case, &damage, met);
                 }
             });
         }
@@ -95,7 +95,7 @@ fn no_schedule_of_faults_leaks_touches_what_is_not_ours_or_loses_a_version() {
 }
 
 impl Tally {
-    fn add(&mut self, number: usize, case: &Case, damage: Damage, met: Vec<String>) {
+    fn add(&mut self, number: usize, case: &Case, damage: &Damage, met: Vec<String>) {
         self.run += 1;
         for fault in met {
             *self.met.entry(fault).or_default() += 1;

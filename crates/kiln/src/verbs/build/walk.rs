@@ -55,7 +55,7 @@ pub(super) async fn walk(session: Arc<Session>, graph: Graph, budget: Budget) ->
             let (session, began) = (session.clone(), clock.monotonic());
             tasks.spawn(async move {
                 let member = match node {
-                    Ok(node) => session.member(node).await,
+                    Ok(node) => Box::pin(session.member(node)).await,
                     Err(error) => Err(Failure::new(error.message)),
                 };
                 (at, member, began)
