@@ -293,11 +293,15 @@ pub(crate) fn published(scratch: &Path, before: Before, when: &str) {
     }
     let source = scratch.join("baked-again");
     let sealed = artifact(&source, "b-2", "two");
-    registry.publish(&sealed, &source, &fixed("1.1.0"), &Quiet).unwrap_or_else(|error| panic!("{when}: {error}"));
+    let publish = || registry.publish(&sealed, &source, &fixed("1.1.0"), &Quiet);
+    publish().unwrap_or_else(|error| panic!("{when}: {error}"));
     assert_eq!(registry.versions(&image).unwrap().len(), 1 + usize::from(older), "{when}");
     complete(&registry, "1.1.0", when);
-    let left = fs::read_dir(scratch.join("registry/tmp")).unwrap().count();
-    assert_eq!(left, 1, "{when}: temporary files stay");
+    let left = || fs::read_dir(scratch.join("registry/tmp")).unwrap().count();
+    // A program that another test starts holds all our locks until it is loaded; who publishes meanwhile is not alone and clears nothing,
+    // but the next one does.
+    let cleared = (0..100).any(|_| left() == 1 || publish().is_err());
+    assert!(cleared && left() == 1, "{when}: temporary files stay");
     for blob in fs::read_dir(scratch.join("registry/blobs/sha256")).unwrap() {
         let blob = blob.unwrap();
         let digest = Digest::of(&fs::read(blob.path()).unwrap()).hex();

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use kiln_core::{ByteSize, artifact::Artifact};
-
-use kiln_registry::{Parent, RegistryError};
+use kiln_registry::{Ami, Parent, RegistryError};
+use serde::Serialize;
 
 use crate::{
     arguments::Show,
@@ -16,8 +16,18 @@ use crate::{
     surroundings::{self, Place},
 };
 
+/// The record of a version, and what came to it later.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    artifact: Artifact,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    amis: Vec<Ami>,
+}
+
 pub(crate) fn run(arguments: &Show) -> Outcome {
-    let (artifact, revoked) = match surroundings::place(&arguments.registry)? {
+    let place = surroundings::place(&arguments.registry)?;
+    let (artifact, revoked) = match &place {
         Place::Here(registry) => {
             let artifact = registry.record(&arguments.image)?.artifact;
             let name = Parent { image: artifact.image.clone(), version: artifact.version.clone() };
@@ -33,15 +43,17 @@ pub(crate) fn run(arguments: &Show) -> Outcome {
         let revoked = RegistryError::Revoked { revoked: Box::new(revoked) };
         output::talk(&visible(&revoked.to_string()));
     }
+    let amis = place.reading(&artifact.image)?.amis(&artifact.image, &artifact.version)?;
+    let shown = Shown { artifact, amis };
     if arguments.json {
-        output::json(&artifact)?;
+        output::json(&shown)?;
     } else {
-        output::data(&describe(&artifact))?;
+        output::data(&describe(&shown))?;
     }
     Ok(Exit::Done)
 }
 
-fn describe(artifact: &Artifact) -> String {
+fn describe(Shown { artifact, amis }: &Shown) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: String| {
         let _ = writeln!(text, "{label:<13}{}", visible(&value));
@@ -68,6 +80,12 @@ fn describe(artifact: &Artifact) -> String {
     for file in &artifact.files {
         let size = ByteSize(file.bytes).approximate();
         let _ = writeln!(text, "  {:<9}{size:>11}  {}", file.format, file.sha256);
+    }
+    if !amis.is_empty() {
+        text.push_str("\nAMIs\n");
+    }
+    for Ami { region, ami, account, .. } in amis {
+        let _ = writeln!(text, "  {}", visible(&format!("{region:<15} {ami} of {account}")));
     }
     section(&mut text, "steps", artifact.steps.iter().map(|step| (&step.name, &step.outcome, step.milliseconds)));
     let verdict = |passed| if passed { "passed" } else { "FAILED" };

@@ -151,7 +151,10 @@ fn a_bake_on_ec2_ends_in_a_version_and_an_ami_of_what_the_guest_wrote_and_leaves
     assert!(disk.windows(13).any(|bytes| bytes == b"baked by kiln"));
     let shown = scene.plain(&["show", "web@1.0.0"]).output().unwrap();
     let shown = String::from_utf8_lossy(&shown.stdout);
-    assert!(shown.contains("ami://us-east-1/ami-"), "{shown}");
+    assert!(shown.contains("ami://us-east-1/ami-") && shown.contains(&ami.id), "{shown}");
+    let shown = scene.plain(&["show", "web@1.0.0", "--json"]).output().unwrap();
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((&shown["amis"][0]["ami"], &shown["version"]), (&ami.id.as_str().into(), &"1.0.0".into()));
     let survey = ledger::survey(&scene.dirs()).unwrap();
     assert!(survey.iter().all(|report| report.found.is_empty()), "{survey:?}");
 
