@@ -36,7 +36,7 @@ const PARTS: [(&str, &str); 10] = [
     ("steps", "50 no-op shell steps over a round trip of 40 ms, beside Packer"),
     ("files", "500 files of 1 KiB over a round trip of 40 ms, beside `tar | ssh` and Packer"),
     ("file", "one file of 500 MiB on loopback, beside `scp` and Packer"),
-    ("serve", "a qcow2 over loopback from `kiln serve`, beside python's server of plain files; its memory; resolving per second"),
+    ("serve", "a version over loopback, beside python's `http.server`; the server's memory; resolving per second"),
     ("growth", "a registry at 100, 1,000 and 10,000 versions: publishing, resolving, lists, pages, collection, bytes"),
     ("seal", "sealing a Debian disk, beside `qemu-img convert -c` with zlib and with zstd"),
 ];
