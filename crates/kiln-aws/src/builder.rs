@@ -25,6 +25,7 @@ use kiln_io::{
     ledger::{EntryId, Ledger, LedgerError, Remote, Resource},
     random::nonce,
 };
+use kiln_registry::Registry;
 
 pub(crate) use self::dismantle::is_temporary;
 use self::{ami::Origin, launch::Launched};
@@ -169,7 +170,7 @@ impl Instance {
         region.terminate(&self.launched.id).await?;
         let doubtful = self.doubtful.load(Ordering::Relaxed);
         let mut released = Released::default();
-        reconcile::release(&region, &self.remote, region.seen_since(doubtful), &mut released).await?;
+        reconcile::release(&region, &self.remote, region.seen_since(doubtful), &no_catalog, &mut released).await?;
         self.ledger.release(&self.entry)?;
         Ok(released)
     }
@@ -186,10 +187,15 @@ impl Instance {
 async fn give_back(region: &Region, remote: &Remote, ledger: &Ledger, entry: &EntryId, doubtful: bool) {
     let region = region.afterwards();
     let mut released = Released::default();
-    let swept = reconcile::release(&region, remote, region.seen_since(doubtful), &mut released).await;
+    let swept = reconcile::release(&region, remote, region.seen_since(doubtful), &no_catalog, &mut released).await;
     if swept.is_ok() {
         let _: Result<(), LedgerError> = ledger.release(entry);
     }
+}
+
+/// No registry is asked about what is temporary.
+fn no_catalog(_: &Path, _: &ImageName) -> Result<Registry, String> {
+    Err("what is made for a bake stands in no catalog".to_owned())
 }
 
 /// Whether a request may have been carried out that nobody knows of.

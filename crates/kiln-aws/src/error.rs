@@ -1,6 +1,6 @@
 //! What can go wrong with an account.
 
-use std::{io, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use kiln_core::{Digest, ImageName, Version};
 use kiln_io::ledger::LedgerError;
@@ -37,6 +37,8 @@ pub enum AwsError {
     Disk(#[source] io::Error),
     #[error("cannot keep the record of what was uploaded")]
     Journal(#[source] io::Error),
+    #[error("cannot ask `{}`, the registry that knows what is published: {problem}", catalog.display())]
+    Catalog { catalog: PathBuf, problem: String },
     #[error("the group `{group}` in {region} {why}")]
     NoTemplate { group: String, region: String, why: &'static str },
     #[error("the launch template of the group `{group}` in {region} does not say what it replaced")]
@@ -96,6 +98,9 @@ impl AwsError {
             Self::Image { .. } => Some("`kiln clean` removes it; then the same command makes another".to_owned()),
             Self::NotBootable { .. } => Some("only a disk that boots by itself can become an AMI".to_owned()),
             Self::OtherAccount { .. } => Some("choose the other account with `AWS_PROFILE`".to_owned()),
+            Self::Catalog { .. } => {
+                Some("nothing is deleted without it; the same command goes on when it can be reached".to_owned())
+            }
             Self::NoTemplate { .. } => {
                 Some("a release needs a group with one launch template, alone or in a mixed instances policy".to_owned())
             }

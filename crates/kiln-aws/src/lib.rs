@@ -47,7 +47,7 @@ pub use self::{
     call::Patience,
     error::AwsError,
     health::{Checked, Health},
-    publish::{Outcome, Place, Published, Publisher, Report},
+    publish::{OpenCatalog, Outcome, Place, Published, Publisher, Report},
     reconcile::{Released, reconcile},
     release::{Refresh, Release},
     retention::{Fate, Keep, Verdict},

@@ -29,6 +29,8 @@ const ADOPTED: &str = "adopted";
 #[derive(Debug)]
 pub struct Publisher<'a> {
     pub registry: &'a Registry,
+    /// Its name, by which `kiln clean` finds it from anywhere; it goes into the ledger.
+    pub catalog: &'a Path,
     pub dirs: &'a Dirs,
     /// That of this run; it has every intent before anything is made for it.
     pub ledger: &'a Ledger,
@@ -123,8 +125,7 @@ impl Publisher<'_> {
             return self.again(region, here, sharing).await;
         }
         let (disk, boot_mode) = self.bootable(record)?;
-        let catalog = std::path::absolute(self.registry.root()).map_err(AwsError::Journal)?;
-        let intent = Intent::declare(self.dirs, self.ledger, region, &subject(record), catalog)?;
+        let intent = Intent::declare(self.dirs, self.ledger, region, &subject(record), self.catalog.to_owned())?;
         let (found, blocks) = if let Some(found) = region.find_image(record, &intent.id).await? {
             (found, None)
         } else {
@@ -285,12 +286,19 @@ fn subject(record: &Record) -> String {
     format!("{}@{} {}", artifact.image, artifact.version, artifact.disk.digest)
 }
 
+/// Opens the registry that a ledger names as the catalog of an image.
+pub type OpenCatalog<'a> = &'a (dyn Fn(&Path, &ImageName) -> Result<Registry, String> + Sync);
+
 /// Whether `catalog` has an AMI of `subject` that is `ami`, or that stands on the snapshot `ami`. One that is not there, since a
 /// disk is not mounted, knows nothing, and that must not look like an answer.
-pub(crate) fn is_recorded(catalog: &Path, subject: &str, id: &str) -> Result<bool, AwsError> {
-    std::fs::read_dir(catalog).map_err(AwsError::Journal)?;
-    let registry = Registry::open(catalog)?;
+pub(crate) fn is_recorded(open: OpenCatalog<'_>, catalog: &Path, subject: &str, id: &str) -> Result<bool, AwsError> {
+    let unknown = |problem: String| AwsError::Catalog { catalog: catalog.to_owned(), problem };
+    let elsewhere = catalog.to_str().is_some_and(|name| name.contains("://"));
+    if !elsewhere {
+        std::fs::read_dir(catalog).map_err(|error| unknown(error.to_string()))?;
+    }
     let image = subject.split_once('@').and_then(|(image, _)| image.parse().ok());
-    let amis = image.map_or_else(|| Ok(Vec::new()), |image| registry.amis_of(&image))?;
+    let image: ImageName = image.ok_or_else(|| unknown(format!("`{subject}` names no image")))?;
+    let amis = open(catalog, &image).map_err(unknown)?.amis_of(&image)?;
     Ok(amis.iter().any(|ami| ami.ami == id || ami.snapshot == id))
 }

@@ -8,7 +8,10 @@ use kiln_io::{
     time::{Attempt, Policy, poll_until},
 };
 
-use crate::{Access, Account, Region, builder::is_temporary, error::AwsError, intent::PROVIDER, publish::is_recorded};
+use crate::{
+    Access, Account, OpenCatalog, Region, builder::is_temporary, error::AwsError, intent::PROVIDER,
+    publish::is_recorded,
+};
 
 /// What was released of some builds.
 #[derive(Debug, Default)]
@@ -23,7 +26,12 @@ pub struct Released {
 
 /// Releases what the builds of `reports` left in AWS, each in the region where it is. What fails in one place keeps nothing from
 /// being released in another. The caller has chosen builds whose kiln is dead.
-pub async fn reconcile(dirs: &Dirs, reports: &[BuildReport], access: impl Fn() -> Access) -> Released {
+pub async fn reconcile(
+    dirs: &Dirs,
+    reports: &[BuildReport],
+    access: impl Fn() -> Access,
+    open: OpenCatalog<'_>,
+) -> Released {
     let mut released = Released::default();
     for report in reports {
         for entry in &report.found {
@@ -31,7 +39,7 @@ pub async fn reconcile(dirs: &Dirs, reports: &[BuildReport], access: impl Fn() -
             if remote.provider != PROVIDER {
                 continue;
             }
-            match settle(dirs, &report.build, entry, remote, access(), &mut released).await {
+            match settle(dirs, &report.build, entry, remote, (access(), open), &mut released).await {
                 Ok(()) => {}
                 // Whatever comes next would say the same.
                 Err(error @ (AwsError::Stopped | AwsError::NoCredentials { .. })) => {
@@ -51,7 +59,7 @@ async fn settle(
     build: &str,
     entry: &Outstanding,
     remote: &Remote,
-    access: Access,
+    (access, open): (Access, OpenCatalog<'_>),
     released: &mut Released,
 ) -> Result<(), AwsError> {
     let account = Account::open(access, &remote.region).await?;
@@ -60,7 +68,7 @@ async fn settle(
     }
     let region = account.region(&remote.region);
     let since = age(dirs, build, &region);
-    release(&region, remote, since, released).await?;
+    release(&region, remote, since, open, released).await?;
     Ok(Ledger::join(dirs, build)?.release(&entry.id)?)
 }
 
@@ -76,13 +84,14 @@ pub(crate) async fn release(
     region: &Region,
     remote: &Remote,
     age: Duration,
+    open: OpenCatalog<'_>,
     released: &mut Released,
 ) -> Result<(), AwsError> {
     let caller = &region.caller;
     let policy = Policy { deadline: caller.patience.visible.saturating_sub(age), ..caller.patience.progress };
     let found = std::sync::Mutex::new(Vec::new());
     let attempt = || async {
-        match sweep(region, remote).await {
+        match sweep(region, remote, open).await {
             Ok(swept) => {
                 let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 found.extend(swept);
@@ -107,11 +116,11 @@ pub(crate) async fn release(
 }
 
 /// Deletes what can be seen now: AMIs first, then the snapshots under them. What is recorded stays.
-async fn sweep(region: &Region, remote: &Remote) -> Result<Vec<(String, bool)>, AwsError> {
+async fn sweep(region: &Region, remote: &Remote, open: OpenCatalog<'_>) -> Result<Vec<(String, bool)>, AwsError> {
     if is_temporary(remote) {
         return Ok(region.dismantle(&remote.intent).await?.into_iter().map(|id| (id, true)).collect());
     }
-    let recorded = |id: &str| is_recorded(&remote.catalog, &remote.subject, id);
+    let recorded = |id: &str| is_recorded(open, &remote.catalog, &remote.subject, id);
     let mut found = Vec::new();
     for image in region.images_of(&remote.intent).await? {
         let kept = recorded(&image.ami)?;

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use kiln_core::{Digest, ImageName, Version};
 use serde::{Deserialize, Serialize};
 
-use crate::{Registry, RegistryError, durable::failed, head::read_json, image_key};
+use crate::{Reference, Registry, RegistryError, Selector, durable::failed, head::read_json, image_key};
 
 /// The AMI of a version in one region of one account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +75,36 @@ impl Registry {
     pub fn forget_ami(&self, ami: &Ami) -> Result<(), RegistryError> {
         let _leased = self.lease()?;
         self.place.create(&format!("{}.gone", key(ami)), b"").map(drop)
+    }
+
+    /// Enters `ami/VERSION/NAME` of `image` as another kiln sends it: the record of an AMI that holds the version's own disk, or the empty
+    /// mark that one is gone. Says `false` when it is there already.
+    pub fn enter_raw_ami(&self, image: &ImageName, key: &str, bytes: &[u8]) -> Result<bool, RegistryError> {
+        let refused = |problem| RegistryError::NotAnAmi { key: key.to_owned(), problem };
+        let path = format!("{}/{key}", image_key(image));
+        if let Some(name) = path.strip_suffix(".gone") {
+            let known: Option<Ami> = read_json(&*self.place, &format!("{name}.json"))?;
+            let known = known.filter(|ami| self::key(ami) == name);
+            let known = known.ok_or_else(|| refused("no AMI of this name was entered"))?;
+            if !bytes.is_empty() {
+                return Err(refused("the mark that an AMI is gone is empty"));
+            }
+            let _leased = self.lease()?;
+            return self.place.create(&format!("{}.gone", self::key(&known)), b"");
+        }
+        let ami: Ami = serde_json::from_slice(bytes).map_err(|_| refused("it is not the record of an AMI"))?;
+        if ami.format != Ami::FORMAT {
+            return Err(refused("the record has another format"));
+        }
+        if Some(self::key(&ami).as_str()) != path.strip_suffix(".json") {
+            return Err(refused("the record is that of another AMI"));
+        }
+        let record =
+            self.record(&Selector { image: ami.image.clone(), reference: Reference::Named(ami.version.clone()) })?;
+        if record.artifact.disk.digest != ami.disk {
+            return Err(refused("the record names another disk than the version has"));
+        }
+        self.enter_ami(&ami)
     }
 
     fn listed(&self, folder: &str) -> Result<Vec<String>, RegistryError> {

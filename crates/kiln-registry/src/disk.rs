@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -68,29 +69,40 @@ impl StoredDisk {
         (chunk < segment.chunks.len()).then_some((segment, chunk))
     }
 
-    fn chunk(&self, segment: &StoredSegment, number: usize) -> io::Result<Arc<Vec<u8>>> {
-        let chunk = segment.chunks[number];
-        if let Some(kept) = self.chunks.find(&chunk.digest) {
-            return Ok(kept);
+    /// Chunks of one segment, expanded. What is not kept is read at once: frames lie beside each other, and where the blob is far away,
+    /// each request is what costs.
+    fn expanded(&self, segment: &StoredSegment, numbers: Range<usize>) -> io::Result<Vec<Arc<Vec<u8>>>> {
+        let mut expanded: Vec<_> =
+            segment.chunks[numbers.clone()].iter().map(|chunk| self.chunks.find(&chunk.digest)).collect();
+        if let Some(first) = expanded.iter().position(Option::is_none) {
+            let wanted = numbers.start + first..numbers.end;
+            let fresh = self.fetch(segment, wanted.clone()).map_err(|bad| self.damage(segment, bad))?;
+            for (number, bytes) in wanted.zip(fresh.chunks_exact(CHUNK)) {
+                let bytes = self.chunks.keep(segment.chunks[number].digest, bytes.to_vec());
+                expanded[number - numbers.start] = Some(bytes);
+            }
         }
-        let Some(bytes) = self.expand(segment, number, chunk) else {
-            // Read whole, it can be said what is wrong, and a bad blob is set aside.
-            let damage = match self.registry.blob_bytes(&segment.blob) {
-                Err(damage) => damage,
-                Ok(_) => Damage::chunk(&segment.blob, number),
-            };
-            return Err(io::Error::other(self.registry.set_aside(damage)));
-        };
-        Ok(self.chunks.keep(chunk.digest, bytes))
+        Ok(expanded.into_iter().flatten().collect())
     }
 
-    /// `None` unless it is exactly the chunk that the version names.
-    fn expand(&self, segment: &StoredSegment, number: usize, chunk: Chunk) -> Option<Vec<u8>> {
-        let before: usize = segment.chunks[..number].iter().map(stored_length).sum();
-        let mut frame = vec![0; stored_length(&chunk)];
-        let blob = self.registry.open_blob(&segment.blob.digest).ok()?;
-        blob.read_exact_at(&mut frame, before as u64).ok()?;
-        segment::expand(&[chunk], &frame).ok()
+    /// Exactly the chunks that the version names, or the number of one that is not.
+    fn fetch(&self, segment: &StoredSegment, numbers: Range<usize>) -> Result<Vec<u8>, usize> {
+        let length = |chunks: &[Chunk]| chunks.iter().map(stored_length).sum::<usize>();
+        let chunks = &segment.chunks[numbers.clone()];
+        let mut frames = vec![0; length(chunks)];
+        let before = length(&segment.chunks[..numbers.start]) as u64;
+        let blob = self.registry.open_blob(&segment.blob.digest).map_err(|_| numbers.start)?;
+        blob.read_exact_at(&mut frames, before).map_err(|_| numbers.start)?;
+        segment::expand(chunks, &frames).map_err(|bad| numbers.start + bad)
+    }
+
+    /// Read whole, it can be said what is wrong, and a bad blob is set aside.
+    fn damage(&self, segment: &StoredSegment, bad: usize) -> io::Error {
+        let damage = match self.registry.blob_bytes(&segment.blob) {
+            Err(damage) => damage,
+            Ok(_) => Damage::chunk(&segment.blob, bad),
+        };
+        io::Error::other(self.registry.set_aside(damage))
     }
 }
 
@@ -107,13 +119,24 @@ impl ReadAt for StoredDisk {
         while !rest.is_empty() {
             let (segment, number) = self.place(at).ok_or(io::ErrorKind::UnexpectedEof)?;
             let inside = usize::try_from(at % CHUNK as u64).unwrap_or(0);
-            let (piece, others) = rest.split_at_mut(rest.len().min(CHUNK - inside));
-            if segment.chunks[number].frame == 0 {
+            let zeros = segment.chunks[number].frame == 0;
+            // As far as it goes on like this.
+            let last = (inside + rest.len()).div_ceil(CHUNK).min(segment.chunks.len() - number);
+            let alike =
+                segment.chunks[number..].iter().take(last).take_while(|chunk| (chunk.frame == 0) == zeros).count();
+            let length = rest.len().min(alike * CHUNK - inside);
+            let (piece, others) = rest.split_at_mut(length);
+            if zeros {
                 piece.fill(0);
             } else {
-                piece.copy_from_slice(&self.chunk(segment, number)?[inside..inside + piece.len()]);
+                let (mut inside, mut piece) = (inside, &mut *piece);
+                for chunk in self.expanded(segment, number..number + alike)? {
+                    let (part, left) = piece.split_at_mut(piece.len().min(CHUNK - inside));
+                    part.copy_from_slice(&chunk[inside..inside + part.len()]);
+                    (inside, piece) = (0, left);
+                }
             }
-            at += piece.len() as u64;
+            at += length as u64;
             rest = others;
         }
         Ok(())

@@ -77,6 +77,8 @@ pub enum RegistryError {
     Sink(#[source] io::Error),
     #[error("the artifact names the file `{name}`, which is not a plain file name")]
     FileName { name: String },
+    #[error("`{key}` is not entered: {problem}")]
+    NotAnAmi { key: String, problem: &'static str },
     #[error("there is no image `{image}` in the registry `{registry}`")]
     UnknownImage { image: ImageName, registry: PathBuf, known: Vec<String> },
     #[error("`{image}` has no version and no channel `{version}`")]
@@ -224,6 +226,7 @@ impl RegistryError {
             | Self::Sink(_)
             | Self::NoQcow2 { .. }
             | Self::FileName { .. }
+            | Self::NotAnAmi { .. }
             | Self::Unreadable { .. }
             | Self::Signing(_)
             | Self::Date { .. } => None,

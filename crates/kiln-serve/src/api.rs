@@ -55,7 +55,7 @@ pub(crate) fn router() -> Router<Arc<App>> {
         .route("/images/{image}/channels/{channel}/restrict", post(channels::restrict))
         .route("/images/{image}/versions/{version}/revoke", post(channels::revoke))
         .route("/images/{image}/records", get(records::names))
-        .route("/images/{image}/records/{*key}", get(records::record))
+        .route("/images/{image}/records/{*key}", get(records::record).put(records::enter))
         .route("/images/{image}/log", get(events::log))
         .route("/events", get(events::stream))
         .route("/images/{image}/missing", post(publish::missing))

@@ -85,9 +85,11 @@ impl From<RegistryError> for Problem {
             E::Moved { .. } => of(StatusCode::CONFLICT, "moved"),
             E::NothingBefore { .. } => of(StatusCode::CONFLICT, "nothing-before"),
             E::NameTaken { .. } => of(StatusCode::CONFLICT, "name-taken"),
-            E::NotAChannel { .. } | E::NotAVersion { .. } | E::FileName { .. } | E::Date { .. } => {
-                of(StatusCode::BAD_REQUEST, "bad-request")
-            }
+            E::NotAChannel { .. }
+            | E::NotAVersion { .. }
+            | E::NotAnAmi { .. }
+            | E::FileName { .. }
+            | E::Date { .. } => of(StatusCode::BAD_REQUEST, "bad-request"),
             E::Altered { .. } => {
                 let detail = "the bytes are not those that their digest names";
                 return Self::new(StatusCode::UNPROCESSABLE_ENTITY, "digest", detail);

@@ -87,6 +87,15 @@ pub(crate) fn registry_path(arguments: &RegistryArguments) -> Result<PathBuf, Fa
     }
 }
 
+/// The name of a registry by which it is found from any directory.
+#[cfg(feature = "aws")]
+pub(crate) fn lasting(path: &Path) -> Result<PathBuf, Failure> {
+    if path.to_str().is_some_and(is_url) || bucket(path)?.is_some() {
+        return Ok(path.to_owned());
+    }
+    std::path::absolute(path).map_err(|error| kiln_io::fs::failed("find", path, 0)(error).into())
+}
+
 /// The registry that is meant, for reading what belongs to `image`, wherever it is.
 pub(crate) fn reading(arguments: &RegistryArguments, image: &ImageName) -> Result<Registry, Failure> {
     read(&registry_path(arguments)?, image)
@@ -143,7 +152,8 @@ pub(crate) fn server(arguments: &RegistryArguments, cancel: &CancellationToken) 
     arguments.registry.as_ref().map_or(Ok(None), |path| remote(path, cancel))
 }
 
-fn remote(path: &Path, cancel: &CancellationToken) -> Result<Option<Remote>, Failure> {
+/// The server of this name, if it is one.
+pub(crate) fn remote(path: &Path, cancel: &CancellationToken) -> Result<Option<Remote>, Failure> {
     let Some(url) = path.to_str().filter(|text| is_url(text)) else { return Ok(None) };
     let token = env::var("KILN_TOKEN").ok().filter(|token| !token.is_empty());
     Ok(Some(Remote::new(url, token.as_deref(), Arc::new(SystemClock::new()), cancel.clone())?))

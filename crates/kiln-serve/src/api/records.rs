@@ -1,15 +1,20 @@
-//! The records of an image as they are stored: who gets the very bytes judges channels, revocations and signatures himself.
+//! The records of an image as they are stored: who gets the very bytes judges channels, revocations and signatures himself. Those of AMIs
+//! are entered here, since it is not the server that makes them.
 
 use std::sync::Arc;
 
 use axum::{
+    body::Body,
     extract::{Path, RawQuery, State},
-    http::{HeaderMap, HeaderValue, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::IntoResponse as _,
 };
 
-use super::{Answer, allowed, json, query::Query};
+use super::{Answer, allowed, body, json, query::Query};
 use crate::{access::Scope, problem::Problem, state::App, wire};
+
+/// A record of an AMI has a dozen short fields.
+const LONGEST_AMI: usize = 64 << 10;
 
 /// `?folder=log`: what lies there.
 pub(crate) async fn names(
@@ -38,4 +43,17 @@ pub(crate) async fn record(
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(response)
+}
+
+/// `PUT` of `ami/1.4.0/NAME.json`, and of its empty `.gone`. Once more is as good as once.
+pub(crate) async fn enter(
+    State(app): State<Arc<App>>,
+    Path((image, key)): Path<(String, String)>,
+    headers: HeaderMap,
+    request: Body,
+) -> Answer {
+    let (_, image) = allowed(&app, &headers, Scope::Publish, &image)?;
+    let bytes = body::whole(request, LONGEST_AMI).await?;
+    let new = app.on_disk(move |app| app.registry.enter_raw_ami(&image, &key, &bytes)).await?;
+    Ok(if new { StatusCode::CREATED } else { StatusCode::OK }.into_response())
 }

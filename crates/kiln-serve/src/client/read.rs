@@ -1,5 +1,6 @@
 //! A served registry for those who only read: the records and blobs that the server has, as the objects of a registry. Whatever
-//! they say is judged here, with the keys of whoever asks; the server is not believed.
+//! they say is judged here, with the keys of whoever asks; the server is not believed. The one thing that is written this way are records
+//! of AMIs.
 
 use std::{
     fmt,
@@ -145,8 +146,14 @@ impl Objects for Served {
         Ok(Folder { folders: folders.unwrap_or_default(), objects: Vec::new() })
     }
 
-    fn write(&self, _key: &str, _bytes: &[u8], _condition: Condition<'_>) -> io::Result<Option<Tag>> {
-        Err(reads_only())
+    fn write(&self, key: &str, bytes: &[u8], condition: Condition<'_>) -> io::Result<Option<Tag>> {
+        let Place::Record { image, key } = Place::of(key) else { return Err(reads_only()) };
+        if !key.starts_with("ami/") || !matches!(condition, Condition::Absent) {
+            return Err(reads_only());
+        }
+        let (tag, bytes) = (Tag(Digest::of(bytes).to_string()), bytes.to_vec());
+        let new = self.remote.apart(|remote| async move { remote.enter_record(&image, &key, &bytes).await });
+        Ok(new.map_err(io::Error::other)?.then_some(tag))
     }
 
     fn upload(&self, _key: &str, _source: &File, _size: u64) -> io::Result<()> {
@@ -206,6 +213,17 @@ impl Remote {
         let attempt = || async {
             let response = self.send(self.request(Method::GET, &path, ""), self.patience).await?;
             self.body(response, longest).await
+        };
+        self.again(attempt).await
+    }
+
+    /// Enters the record of an AMI; `false` when it was there. It may be sent twice: the second time changes nothing.
+    async fn enter_record(&self, image: &ImageName, key: &str, bytes: &[u8]) -> Result<bool, ServeError> {
+        let mut path = vec!["images", image.as_str(), "records"];
+        path.extend(key.split('/'));
+        let attempt = || async {
+            let request = self.request(Method::PUT, &path, "").body(bytes.to_vec());
+            Ok(self.send(request, self.patience).await?.status() == StatusCode::CREATED)
         };
         self.again(attempt).await
     }

@@ -84,8 +84,6 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
     let graph = Graph::of(templates::resolve(&arguments.template, shelf.as_deref())?, !arguments.no_publish)?;
     let plans: Vec<&Plan> = graph.nodes.iter().map(|node| &node.plan).collect();
     wish::check(&arguments, &plans)?;
-    #[cfg(feature = "aws")]
-    instances::check(&arguments, &plans)?;
     let dirs = surroundings::dirs()?;
     let registry = if arguments.no_publish { None } else { Some(surroundings::place(&arguments.registry)?) };
     if let Some(registry) = registry.as_ref().filter(|_| !arguments.allow_revoked) {
@@ -98,7 +96,7 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
         doctor::install_missing().await?;
     }
     if !arguments.no_publish {
-        check_amis(&arguments, &plans).await?;
+        check_amis(&plans).await?;
     }
     release_interrupted(&dirs)?;
     let kiln = env::current_exe()
@@ -123,13 +121,13 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
 
 /// Refuses AMIs that cannot be made, before anything slow begins.
 #[cfg(feature = "aws")]
-async fn check_amis(arguments: &Build, plans: &[&Plan]) -> Result<(), Failure> {
-    amis::check(plans, &surroundings::registry_path(&arguments.registry)?).await
+async fn check_amis(plans: &[&Plan]) -> Result<(), Failure> {
+    amis::check(plans).await
 }
 
 #[cfg(not(feature = "aws"))]
 #[expect(clippy::unused_async, reason = "with the feature `aws` it waits")]
-async fn check_amis(_: &Build, plans: &[&Plan]) -> Result<(), Failure> {
+async fn check_amis(plans: &[&Plan]) -> Result<(), Failure> {
     match plans.iter().find(|plan| plan.publish.ami.is_some()) {
         None => Ok(()),
         Some(plan) => Err(crate::verbs::publish::without_aws().because(format!("{} has `[publish.ami]`", plan.image))),

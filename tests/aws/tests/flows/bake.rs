@@ -83,10 +83,7 @@ on = ["guest"]
     }
 
     fn in_account(&self, arguments: &[&str]) -> Command {
-        let mut command = self.plain(arguments);
-        command.env("AWS_ENDPOINT_URL", self.fake.endpoint()).env("AWS_EC2_METADATA_DISABLED", "true");
-        command.env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "secret");
-        command
+        in_account(&self.home, &self.fake, arguments)
     }
 
     fn run(&self, verb: &str, more: &[&str]) -> (String, Output) {
@@ -233,7 +230,8 @@ fn a_kiln_that_is_killed_in_the_middle_of_a_step_leaves_what_clean_takes_away() 
     let interrupted = || Ok::<_, ()>(reports().iter().any(|report| report.condition == Condition::Interrupted));
     assert_eq!(done_within(Duration::from_secs(30), interrupted), Ok(true), "{:?}", reports());
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let released = runtime.block_on(kiln_aws::reconcile(&scene.dirs(), &reports(), || bench::access(&scene.fake)));
+    let released =
+        runtime.block_on(kiln_aws::reconcile(&scene.dirs(), &reports(), || bench::access(&scene.fake), &bench::open));
     assert!(released.failed.is_empty(), "{released:?}");
     // The volume goes with the instance.
     assert_eq!((released.gone.len(), released.kept.len()), (3, 0), "{released:?}");
@@ -282,13 +280,26 @@ impl Scene {
         self.guest.console("")
     }
 
-    /// In this home, with nothing of the caller's environment but `PATH`.
     fn plain(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(with_aws());
-        command.args(arguments).env_clear().current_dir(repository()).stdin(Stdio::null());
-        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.home.path(""));
-        let dirs = self.dirs();
-        command.env("KILN_CACHE_DIR", dirs.cache).env("KILN_STATE_DIR", dirs.state).env("KILN_DATA_DIR", dirs.data);
-        command
+        plain(&self.home, arguments)
     }
+}
+
+/// A kiln with the feature `aws` in this home, with nothing of the caller's environment but `PATH`.
+fn plain(home: &Home, arguments: &[&str]) -> Command {
+    let mut command = Command::new(with_aws());
+    command.args(arguments).env_clear().current_dir(repository()).stdin(Stdio::null());
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", home.path(""));
+    for (name, directory) in [("CACHE", "cache"), ("STATE", "state"), ("DATA", "data")] {
+        command.env(format!("KILN_{name}_DIR"), home.path(directory));
+    }
+    command
+}
+
+/// The same with credentials of the fake's account.
+pub(crate) fn in_account(home: &Home, fake: &Fake, arguments: &[&str]) -> Command {
+    let mut command = plain(home, arguments);
+    command.env("AWS_ENDPOINT_URL", fake.endpoint()).env("AWS_EC2_METADATA_DISABLED", "true");
+    command.env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE").env("AWS_SECRET_ACCESS_KEY", "secret");
+    command
 }

@@ -14,6 +14,7 @@ use kiln_aws::{
     Access, Account, AwsError, Patience, Place, Published, Publisher, Region, Report, Sharing, Silent, StandIn,
 };
 use kiln_aws_tests::Fake;
+use kiln_core::ImageName;
 use kiln_io::{
     dirs::Dirs,
     guest::Quiet,
@@ -123,7 +124,8 @@ impl Bench {
         let account = Account::open(self.access(url), REGIONS[0]).await?;
         let record = self.registry.record(&format!("web@{version}").parse().unwrap())?;
         let ledger = Ledger::open(&self.dirs, &format!("b-{}", nonce()))?;
-        let publisher = Publisher { registry: &self.registry, dirs: &self.dirs, ledger: &ledger, now: 5_000 };
+        let (registry, catalog) = (&self.registry, self.registry.root());
+        let publisher = Publisher { registry, catalog, dirs: &self.dirs, ledger: &ledger, now: 5_000 };
         Ok(publisher.publish(&account, &record, places, sharing).await)
     }
 
@@ -147,7 +149,7 @@ impl Bench {
     pub(crate) async fn try_clean(&self) -> Result<(), AwsError> {
         let mut reports = ledger::survey(&self.dirs).unwrap();
         reports.retain(|report| report.condition == Condition::Interrupted);
-        let released = kiln_aws::reconcile(&self.dirs, &reports, || self.access(&self.fake.endpoint())).await;
+        let released = kiln_aws::reconcile(&self.dirs, &reports, || self.access(&self.fake.endpoint()), &open).await;
         released.failed.into_iter().next().map_or(Ok(()), Err)
     }
 
@@ -298,6 +300,11 @@ fn next(state: &mut u64) -> u64 {
 /// How many blocks of `disk` have data.
 pub(crate) fn blocks_with_data(disk: &[u8]) -> usize {
     disk.chunks(BLOCK).filter(|block| block.iter().any(|byte| *byte != 0)).count()
+}
+
+/// The catalogs of these tests are directories.
+pub(crate) fn open(catalog: &Path, _: &ImageName) -> Result<Registry, String> {
+    Registry::open(catalog).map_err(|error| error.to_string())
 }
 
 pub(crate) fn in_a_month() -> u64 {

@@ -9,6 +9,7 @@ mod ami;
 mod artifact;
 mod bake;
 mod bench;
+mod elsewhere;
 mod faults;
 mod guest;
 mod instance;

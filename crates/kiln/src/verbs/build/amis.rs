@@ -1,9 +1,6 @@
 //! AMIs that templates ask for: made of the version once it is in the registry, also when nothing had to be baked for it.
 
-use std::{
-    path::Path,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use kiln_aws::{Place, Sharing};
 use kiln_core::{
@@ -16,18 +13,17 @@ use tokio_util::sync::CancellationToken;
 use super::Session;
 use crate::{
     failure::{Exit, Failure},
-    surroundings::{self, Place as Where},
+    surroundings,
     verbs::publish::{
-        ami::{access, refuse_elsewhere},
+        ami::access,
         job::{Job, Say},
     },
 };
 
 /// Refuses what cannot be, before anything slow begins: no account, no right to it.
-pub(super) async fn check(plans: &[&Plan], registry: &Path) -> Result<(), Failure> {
+pub(super) async fn check(plans: &[&Plan]) -> Result<(), Failure> {
     let targets: Vec<&AmiTarget> = plans.iter().filter_map(|plan| plan.publish.ami.as_ref()).collect();
     let Some(region) = targets.first().and_then(|target| target.regions.keys().next()) else { return Ok(()) };
-    refuse_elsewhere(registry)?;
     kiln_aws::Account::open(access(&CancellationToken::new()), region).await?;
     Ok(())
 }
@@ -35,10 +31,14 @@ pub(super) async fn check(plans: &[&Plan], registry: &Path) -> Result<(), Failur
 impl Session {
     /// Makes the AMIs of a version. What fails takes nothing back: the image is published, and this is told.
     pub(super) async fn amis(self: &Arc<Self>, plan: &Plan, artifact: &Artifact) {
-        let (Some(target), Some(Where::Here(registry))) = (&plan.publish.ami, &self.registry) else { return };
+        let (Some(target), Some(registry)) = (&plan.publish.ami, &self.registry) else { return };
         let (session, image) = (self.clone(), plan.image.clone());
         let say = Say(Arc::new(move |line| session.stage.talk(&image, line)));
-        if let Err(failure) = self.make_amis(target, registry, artifact, &say).await {
+        let made = match registry.reading(&plan.image) {
+            Ok(registry) => self.make_amis(target, &registry, artifact, &say).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = made {
             self.partly.store(true, Ordering::Relaxed);
             self.stage.complain(&plan.image, &failure.exit(Exit::Partial));
         }
@@ -56,7 +56,7 @@ impl Session {
         let record = registry.usable(&selector, surroundings::seconds(), self.arguments.allow_revoked)?;
         let job = Job {
             format: Job::FORMAT,
-            registry: surroundings::registry_path(&self.arguments.registry)?,
+            registry: surroundings::lasting(&surroundings::registry_path(&self.arguments.registry)?)?,
             image,
             version,
             places: target

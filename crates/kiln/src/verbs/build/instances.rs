@@ -15,13 +15,7 @@ use kiln_registry::{Reference, Registry, Selector};
 use tokio_util::sync::CancellationToken;
 
 use super::{Session, place::Placed};
-use crate::{
-    arguments::Build,
-    failure::Failure,
-    render::Broadcast,
-    surroundings::{self, Place as Location},
-    verbs::publish::ami::refuse_elsewhere,
-};
+use crate::{failure::Failure, render::Broadcast, surroundings};
 
 /// Who kiln is on the machine: cloud-init lets the key in as the administrator.
 const USER: &str = "root";
@@ -36,15 +30,6 @@ pub(super) struct Ec2 {
 struct OnEc2 {
     instance: Instance,
     place: Place,
-}
-
-/// Refuses a registry that no AMI can be entered into, before anything slow begins.
-pub(super) fn check(arguments: &Build, plans: &[&Plan]) -> Result<(), Failure> {
-    let ends_in_an_ami = |plan: &&Plan| plan.builder.qemu().is_none() && plan.publish.registry;
-    if arguments.no_publish || !plans.iter().any(ends_in_an_ami) {
-        return Ok(());
-    }
-    refuse_elsewhere(&surroundings::registry_path(&arguments.registry)?)
 }
 
 /// AWS for a bake, which has its own way of telling.
@@ -135,16 +120,14 @@ impl Session {
         build: &str,
         events: &Arc<Broadcast>,
     ) -> Result<Option<String>, Failure> {
-        let (Builder::Ec2(machine), Some(Location::Here(registry))) = (&plan.builder, &self.registry) else {
-            return Ok(None);
-        };
+        let (Builder::Ec2(machine), Some(registry)) = (&plan.builder, &self.registry) else { return Ok(None) };
         // The template says itself what becomes of that region.
         if plan.publish.ami.as_ref().is_some_and(|target| target.regions.contains_key(&machine.region)) {
             return Ok(None);
         }
         events.emit(Event::PhaseStarted { phase: Phase::Publish, detail: format!("an AMI in {}", machine.region) });
         let began = events.elapsed();
-        let ami = self.publish_ami(registry, machine, artifact, build).await?;
+        let ami = self.publish_ami(&registry.reading(&plan.image)?, machine, artifact, build).await?;
         events.emit(Event::PhaseFinished {
             phase: Phase::Publish,
             milliseconds: u64::try_from(events.elapsed().saturating_sub(began).as_millis()).unwrap_or(u64::MAX),
@@ -165,7 +148,8 @@ impl Session {
         let account = Account::open(access(self.interruption.token()), &machine.region).await?;
         let ledger = Ledger::join(&self.dirs, build).map_err(|error| Failure::of(&error))?;
         let now = surroundings::seconds();
-        let publisher = Publisher { registry, dirs: &self.dirs, ledger: &ledger, now };
+        let catalog = surroundings::lasting(&surroundings::registry_path(&self.arguments.registry)?)?;
+        let publisher = Publisher { registry, catalog: &catalog, dirs: &self.dirs, ledger: &ledger, now };
         let place = kiln_aws::Place { region: machine.region.clone(), kms_key: machine.kms_key.clone() };
         let report = publisher.publish(&account, &record, &[place], &Sharing::default()).await;
         let again = format!("`kiln publish ami {}@{} --region {}`", artifact.image, artifact.version, machine.region);

@@ -1,5 +1,10 @@
 //! What dead builds left in the accounts of providers.
 
+#[cfg(feature = "aws")]
+use std::path::Path;
+
+#[cfg(feature = "aws")]
+use kiln_core::ImageName;
 use kiln_io::{
     dirs::Dirs,
     ledger::{self, BuildReport, Choice, Condition, Resource},
@@ -20,10 +25,12 @@ pub(super) async fn release(dirs: &Dirs, choice: &Choice) -> Result<(), Failure>
 
 #[cfg(feature = "aws")]
 async fn reconcile(dirs: &Dirs, reports: &[BuildReport]) -> Result<(), Failure> {
-    use crate::{output, verbs::publish};
+    use crate::{output, surroundings, verbs::publish};
 
     let cancel = tokio_util::sync::CancellationToken::new();
-    let released = kiln_aws::reconcile(dirs, reports, || publish::ami::access(&cancel)).await;
+    let open =
+        |catalog: &Path, image: &ImageName| surroundings::read(catalog, image).map_err(|error| error.on_one_line());
+    let released = kiln_aws::reconcile(dirs, reports, || publish::ami::access(&cancel), &open).await;
     for (id, region) in released.gone {
         output::talk(&format!("released {id} in {region}"));
     }

@@ -1,9 +1,8 @@
 //! `kiln publish ami`.
 
-use std::{collections::BTreeSet, path::Path};
+use std::collections::BTreeSet;
 
-use kiln_aws::{Access, Place, Sharing};
-use kiln_serve::client::is_url;
+use kiln_aws::{Access, Place as Where, Sharing};
 use tokio_util::sync::CancellationToken;
 
 use super::job::{self, Job, Made, Say};
@@ -12,17 +11,22 @@ use crate::{
     failure::{Exit, Failure, Outcome},
     output,
     signals::Interruption,
-    surroundings,
+    surroundings::{self, Place},
 };
 
 const DAY: u64 = 86_400;
 
 pub(crate) async fn run(arguments: PublishAmi) -> Outcome {
-    let path = surroundings::registry_path(&arguments.registry)?;
-    refuse_elsewhere(&path)?;
-    let registry = surroundings::open(&path)?;
     let now = surroundings::seconds();
-    let record = registry.usable(&arguments.image, now, arguments.allow_revoked)?;
+    let (registry, record) = match surroundings::place(&arguments.registry)? {
+        Place::Here(registry) => {
+            let record = registry.usable(&arguments.image, now, arguments.allow_revoked)?;
+            (registry, record)
+        }
+        Place::There(remote) => {
+            surroundings::judged(&remote, &arguments.image, arguments.allow_revoked, arguments.allow_unproven)?
+        }
+    };
     surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
     let names: BTreeSet<_> = arguments.regions.iter().map(|region| &region.name).collect();
     if names.len() < arguments.regions.len() {
@@ -30,13 +34,13 @@ pub(crate) async fn run(arguments: PublishAmi) -> Outcome {
     }
     let job = Job {
         format: Job::FORMAT,
-        registry: path,
+        registry: surroundings::lasting(&surroundings::registry_path(&arguments.registry)?)?,
         image: record.artifact.image.clone(),
         version: record.artifact.version.clone(),
         places: arguments
             .regions
             .into_iter()
-            .map(|region| Place { region: region.name, kms_key: region.key })
+            .map(|region| Where { region: region.name, kms_key: region.key })
             .collect(),
         optional: BTreeSet::new(),
         sharing: Sharing {
@@ -60,17 +64,6 @@ pub(crate) fn ended(made: Made, json: bool) -> Outcome {
         output::json(&made.report.json())?;
     }
     made.failure.map_or(Ok(Exit::Done), Err)
-}
-
-/// The ledger names the catalog by its path, and `kiln clean` must find it there.
-pub(crate) fn refuse_elsewhere(path: &Path) -> Result<(), Failure> {
-    let kind = match path.to_str() {
-        Some(text) if is_url(text) => "server",
-        _ if surroundings::bucket(path)?.is_some() => "bucket",
-        _ => return Ok(()),
-    };
-    Err(Failure::usage(format!("AMIs are made of versions in a directory, and this registry is a {kind}"))
-        .hint("`kiln pull` brings the version here"))
 }
 
 /// AWS as the environment describes it.

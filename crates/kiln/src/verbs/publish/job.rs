@@ -14,6 +14,7 @@ use kiln_aws::{
 use kiln_core::{ChannelName, ImageName, Version};
 use kiln_io::{ledger::Ledger, random::build_id, time::SystemClock};
 use kiln_registry::{Intent, Record, Reference, Registry, Selector};
+use kiln_serve::wire;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,7 @@ const SOON: Duration = Duration::from_mins(15);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Job {
     pub(crate) format: u32,
+    /// By a name that means it from any directory.
     pub(crate) registry: PathBuf,
     pub(crate) image: ImageName,
     pub(crate) version: Version,
@@ -102,7 +104,8 @@ impl Job {
         let ledger = Ledger::open(&dirs, &build).map_err(|error| Failure::of(&error))?;
         let text = serde_json::to_vec_pretty(self).map_err(|error| Failure::of(&error))?;
         kiln_io::fs::write_atomic(&ledger.directory().join(Self::FILE), &text, 0o644)?;
-        let publisher = Publisher { registry, dirs: &dirs, ledger: &ledger, now: surroundings::seconds() };
+        let (catalog, now) = (self.registry.as_path(), surroundings::seconds());
+        let publisher = Publisher { registry, catalog, dirs: &dirs, ledger: &ledger, now };
         let report = publisher.publish(account, record, &self.places, &self.sharing).await;
         // Written whatever came of it, so that a job that failed still has its AMIs.
         let path = ledger.directory().join("publish.json");
@@ -125,7 +128,7 @@ impl Job {
         say: &Say,
     ) -> Result<(), Failure> {
         if let Some(channel) = &self.channel {
-            self.promote(registry, channel, say)?;
+            self.promote(registry, channel, say).await?;
         }
         let Some(name) = &self.parameter else { return Ok(()) };
         for (region, made) in &report.regions {
@@ -138,14 +141,20 @@ impl Job {
         Ok(())
     }
 
-    fn promote(&self, registry: &Registry, channel: &ChannelName, say: &Say) -> Result<(), Failure> {
+    async fn promote(&self, registry: &Registry, channel: &ChannelName, say: &Say) -> Result<(), Failure> {
         if registry.channels(&self.image)?.get(channel).is_some_and(|now| now.version == self.version) {
             return Ok(());
         }
-        let selector = Selector { image: self.image.clone(), reference: Reference::Named(self.version.clone()) };
-        let now = surroundings::seconds();
-        let intent = Intent { by: surroundings::who(), now, reason: None, allow_revoked: self.allow_revoked };
-        registry.promote(&selector, channel, None, &intent)?;
+        let (by, allow_revoked) = (surroundings::who(), self.allow_revoked);
+        if let Some(remote) = surroundings::remote(&self.registry, &CancellationToken::new())? {
+            let version = self.version.to_string();
+            let request = wire::Promote { version, expect: None, reason: None, by: Some(by), allow_revoked };
+            remote.promote(&self.image, channel, &request).await?;
+        } else {
+            let selector = Selector { image: self.image.clone(), reference: Reference::Named(self.version.clone()) };
+            let intent = Intent { by, now: surroundings::seconds(), reason: None, allow_revoked };
+            registry.promote(&selector, channel, None, &intent)?;
+        }
         say.line(&format!("{}@{channel} is {} now", self.image, self.version));
         Ok(())
     }

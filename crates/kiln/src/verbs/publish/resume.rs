@@ -19,7 +19,7 @@ pub(super) async fn run(arguments: Resume) -> Outcome {
         Failure::usage(format!("there is nothing of {} to go on with", arguments.build))
             .hint("a bake begins anew with `kiln build`, from its last checkpoint; only the making of AMIs is resumed")
     })?;
-    let registry = surroundings::open(&job.registry)?;
+    let registry = surroundings::read(&job.registry, &job.image)?;
     let selector = Selector { image: job.image.clone(), reference: Reference::Named(job.version.clone()) };
     // Whoever asked for it has seen that it is proven; revoked it may be since.
     let record = registry.usable(&selector, surroundings::seconds(), job.allow_revoked)?;

@@ -12,7 +12,7 @@ use crate::{
 };
 
 pub(super) async fn run(arguments: ReleaseRetire) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let registry = surroundings::reading(&arguments.registry, &arguments.image)?;
     let interruption = Interruption::listen()?;
     let account = Account::open(access(interruption.token()), &arguments.regions[0]).await?;
     let keep = Keep { newest: arguments.keep, days: arguments.days, now: surroundings::seconds() };
