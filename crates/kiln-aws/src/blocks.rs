@@ -1,8 +1,9 @@
 //! Which blocks of a snapshot have to be written: known from the chunk lists alone, before a byte is read.
 
+use kiln_core::Digest;
 use kiln_disk::{
-    CHUNK, SEGMENT,
-    seal::{Chunk, zero_chunk},
+    CHUNK,
+    seal::{Chunk, Sealed, zero_chunk},
 };
 use kiln_registry::Content;
 
@@ -20,21 +21,41 @@ pub enum Unwritten {
     Unknown,
 }
 
+/// The chunks of a disk, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Bytes.
+    pub size: u64,
+    pub disk: Digest,
+    pub chunks: Vec<Chunk>,
+}
+
+impl From<&Content> for Layout {
+    fn from(content: &Content) -> Self {
+        Self { size: content.size, disk: content.disk, chunks: content.chunks().copied().collect() }
+    }
+}
+
+impl From<&Sealed> for Layout {
+    fn from(sealed: &Sealed) -> Self {
+        Self { size: sealed.size, disk: sealed.disk_digest, chunks: sealed.chunks.clone() }
+    }
+}
+
 /// The blocks of `new` that a snapshot on top of that of `parent` does not have yet, in order. A block that became zero is among
 /// them, else it would keep the parent's bytes.
-pub fn to_write(new: &Content, parent: Option<&Content>, unwritten: Unwritten) -> Vec<u32> {
+pub fn to_write(new: &Layout, parent: Option<&Layout>, unwritten: Unwritten) -> Vec<u32> {
     let zero = Chunk { digest: zero_chunk(), frame: 0 };
     let below = match unwritten {
         Unwritten::Zeros => Some(zero),
         Unwritten::Unknown => None,
     };
-    let mut old = parent.into_iter().flat_map(Content::chunks);
+    let mut old = parent.into_iter().flat_map(|parent| &parent.chunks);
     // Beyond the parent's end nobody wrote anything. A chunk that the end cuts off is padded with zeros.
     let whole = parent.map_or(0, |parent| parent.size.div_ceil(CHUNK as u64).next_multiple_of(CHUNKS as u64));
-    let chunks: Vec<_> = new.chunks().collect();
     let mut number = 0_u64;
     let mut blocks = Vec::new();
-    for (block, chunks) in (0_u32..).zip(chunks.chunks(CHUNKS)) {
+    for (block, chunks) in (0_u32..).zip(new.chunks.chunks(CHUNKS)) {
         let mut differs = false;
         for chunk in chunks {
             let before = match old.next() {
@@ -54,7 +75,7 @@ pub fn to_write(new: &Content, parent: Option<&Content>, unwritten: Unwritten) -
 
 /// Whether `new` can stand on the snapshot of `parent`. A volume never shrinks, and behind the end of a shorter disk the
 /// parent's bytes would stay.
-pub const fn fits(new: &Content, parent: &Content) -> bool {
+pub const fn fits(new: &Layout, parent: &Layout) -> bool {
     parent.size <= new.size
 }
 
@@ -64,24 +85,23 @@ pub const fn volume(bytes: u64) -> u64 {
 }
 
 /// Whether `bytes`, as they came from the snapshot, are block `block` of the disk.
-pub fn is_block(content: &Content, block: u32, bytes: &[u8]) -> bool {
+pub fn is_block(disk: &Layout, block: u32, bytes: &[u8]) -> bool {
     let zero = zero_chunk();
-    let (segment, first) = (block as usize * BLOCK / SEGMENT, block as usize * CHUNKS % (SEGMENT / CHUNK));
-    let mut chunks = content.segments.get(segment).into_iter().flat_map(|segment| segment.chunks.iter().skip(first));
+    let mut chunks = disk.chunks.iter().skip(block as usize * CHUNKS);
     let offset = u64::from(block) * BLOCK as u64;
-    let within = content.size.saturating_sub(offset).min(BLOCK as u64);
+    let within = disk.size.saturating_sub(offset).min(BLOCK as u64);
     let Ok(within) = usize::try_from(within) else { return false };
     if bytes.len() != BLOCK {
         return false;
     }
-    let (disk, beyond) = bytes.split_at(within);
+    let (inside, beyond) = bytes.split_at(within);
     beyond.iter().all(|byte| *byte == 0)
-        && disk.chunks(CHUNK).all(|piece| {
+        && inside.chunks(CHUNK).all(|piece| {
             chunks.next().is_some_and(|chunk| {
                 if chunk.digest == zero {
                     piece.iter().all(|byte| *byte == 0)
                 } else {
-                    chunk.digest == kiln_core::Digest::of(piece)
+                    chunk.digest == Digest::of(piece)
                 }
             })
         })
@@ -89,23 +109,18 @@ pub fn is_block(content: &Content, block: u32, bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use kiln_core::Digest;
-    use kiln_registry::{Descriptor, StoredSegment};
     use proptest::prelude::*;
 
     use super::*;
 
     /// A disk of so many chunks, each of one byte repeated.
-    fn disk(fill: &[u8]) -> Content {
+    fn disk(fill: &[u8]) -> Layout {
         let chunk = |fill: u8| match fill {
             0 => Chunk { digest: zero_chunk(), frame: 0 },
             fill => Chunk { digest: Digest::of(&vec![fill; CHUNK]), frame: 1 },
         };
-        let chunks: Vec<_> = fill.iter().copied().map(chunk).collect();
-        let blob = Descriptor { media_type: String::new(), digest: Digest::of(b""), size: 0 };
-        let size = (fill.len() * CHUNK) as u64;
-        let segments = chunks.chunks(64).map(|chunks| StoredSegment { blob: blob.clone(), chunks: chunks.to_vec() });
-        Content { size, disk: Digest::of(fill), compressors: Vec::new(), segments: segments.collect() }
+        let chunks = fill.iter().copied().map(chunk).collect();
+        Layout { size: (fill.len() * CHUNK) as u64, disk: Digest::of(fill), chunks }
     }
 
     fn bytes(fill: &[u8], block: u32) -> Vec<u8> {
@@ -140,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_disk_does_not_stand_on_a_larger_one() {
-        let sized = |size| Content { size, ..disk(&[0; 8]) };
+        let sized = |size| Layout { size, ..disk(&[0; 8]) };
         assert!(fits(&sized(4 << 30), &sized(4 << 30)));
         assert!(fits(&sized(5 << 30), &sized(4 << 30)));
         assert!(!fits(&sized(4 << 30), &sized((4 << 30) + 512)));

@@ -184,7 +184,7 @@ impl Instance {
 }
 
 /// Takes away what was made before a start failed. What cannot go, or may come to light later, stays in the ledger.
-async fn give_back(region: &Region, remote: &Remote, ledger: &Ledger, entry: &EntryId, doubtful: bool) {
+pub(crate) async fn give_back(region: &Region, remote: &Remote, ledger: &Ledger, entry: &EntryId, doubtful: bool) {
     let region = region.afterwards();
     let mut released = Released::default();
     let swept = reconcile::release(&region, remote, region.seen_since(doubtful), &no_catalog, &mut released).await;
@@ -194,12 +194,12 @@ async fn give_back(region: &Region, remote: &Remote, ledger: &Ledger, entry: &En
 }
 
 /// No registry is asked about what is temporary.
-fn no_catalog(_: &Path, _: &ImageName) -> Result<Registry, String> {
+pub(crate) fn no_catalog(_: &Path, _: &ImageName) -> Result<Registry, String> {
     Err("what is made for a bake stands in no catalog".to_owned())
 }
 
 /// Whether a request may have been carried out that nobody knows of.
-fn is_doubtful(error: &AwsError) -> bool {
+pub(crate) fn is_doubtful(error: &AwsError) -> bool {
     matches!(error, AwsError::Unreachable { .. } | AwsError::Stopped)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use kiln_core::{Digest, ImageName, Version};
+use kiln_core::Digest;
 use kiln_io::ledger::LedgerError;
 use kiln_registry::RegistryError;
 
@@ -31,8 +31,8 @@ pub enum AwsError {
     Stalled { what: String, region: String, state: String },
     #[error("there is an AMI `{name}` in {region} already, {ami}, and its disk is not {disk}")]
     NameTaken { name: String, ami: String, region: String, disk: Digest },
-    #[error("{image} {version} has no boot sector and no EFI partition")]
-    NotBootable { image: ImageName, version: Version },
+    #[error("{what} has no boot sector and no EFI partition")]
+    NotBootable { what: String },
     #[error("cannot read the stored disk")]
     Disk(#[source] io::Error),
     #[error("cannot keep the record of what was uploaded")]

@@ -102,17 +102,44 @@ impl Region {
         boot_mode: &BootModeValues,
         tags: &BTreeMap<String, String>,
     ) -> Result<Found, AwsError> {
+        let (name, description) = (name(record), description(record));
+        let intent = tags.get(TAG).map_or("", String::as_str);
+        self.register_as(&name, description, snapshot, boot_mode, tags, || self.find_image(record, intent)).await
+    }
+
+    /// Registers `snapshot` under a name that nobody else has: the intent.
+    pub(crate) async fn register_trial(
+        &self,
+        snapshot: &Snapshot,
+        boot_mode: &BootModeValues,
+        tags: &BTreeMap<String, String>,
+    ) -> Result<Found, AwsError> {
+        let intent = tags.get(TAG).map_or("", String::as_str);
+        let find = || async { Ok(self.images_of(intent).await?.pop()) };
+        self.register_as(&format!("kiln-trial-{intent}"), None, snapshot, boot_mode, tags, find).await
+    }
+
+    /// `find` is what is there under the name already.
+    async fn register_as<F: Future<Output = Result<Option<Found>, AwsError>>>(
+        &self,
+        name: &str,
+        description: Option<String>,
+        snapshot: &Snapshot,
+        boot_mode: &BootModeValues,
+        tags: &BTreeMap<String, String>,
+        find: impl Fn() -> F,
+    ) -> Result<Found, AwsError> {
         let volume = EbsBlockDevice::builder().snapshot_id(&snapshot.id).volume_type(VolumeType::Gp3);
         let root =
             BlockDeviceMapping::builder().device_name(ROOT).ebs(volume.delete_on_termination(true).build()).build();
         let marked =
             TagSpecification::builder().resource_type(ResourceType::Image).set_tags(Some(ec2_tags(tags))).build();
         let register = || {
-            let request = self.ec2.register_image().name(name(record)).root_device_name(ROOT);
+            let request = self.ec2.register_image().name(name).root_device_name(ROOT);
             let request = request.block_device_mappings(root.clone()).tag_specifications(marked.clone());
             let request = request.architecture(ArchitectureValues::X8664).virtualization_type("hvm");
             let request = request.boot_mode(boot_mode.clone()).ena_support(true).imds_support(ImdsSupportValues::V20);
-            request.set_description(description(record)).send()
+            request.set_description(description.clone()).send()
         };
         match self.caller.call("RegisterImage", Age::New, register).await {
             Ok(registered) => {
@@ -124,7 +151,7 @@ impl Region {
             Err(error) if error.is_duplicate() => {
                 self.caller
                     .wait("the AMI", || async {
-                        let found = self.find_image(record, tags.get(TAG).map_or("", String::as_str)).await?;
+                        let found = find().await?;
                         Ok(found.map_or_else(|| Look::Under("not to be seen".to_owned()), Look::Done))
                     })
                     .await

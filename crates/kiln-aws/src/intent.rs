@@ -24,8 +24,9 @@ pub(crate) struct Intent<'a> {
     pub(crate) id: String,
     /// What a dead kiln had uploaded for it, if one began.
     pub(crate) journals: Vec<PathBuf>,
+    pub(crate) remote: Remote,
+    pub(crate) entry: EntryId,
     ledger: &'a Ledger,
-    entry: EntryId,
 }
 
 impl<'a> Intent<'a> {
@@ -63,7 +64,7 @@ impl<'a> Intent<'a> {
             subject: subject.to_owned(),
             catalog,
         };
-        let entry = ledger.acquire("AMI", Resource::Remote(remote))?;
+        let entry = ledger.acquire("AMI", Resource::Remote(remote.clone()))?;
         let mut journals = vec![journal(ledger, region)];
         // From here on it is ours alone: two ledgers never hold the same intent for long.
         for (build, entry, remote) in abandoned {
@@ -72,7 +73,7 @@ impl<'a> Intent<'a> {
                 Ledger::join(dirs, &build)?.release(&entry)?;
             }
         }
-        Ok(Self { id, journals, ledger, entry })
+        Ok(Self { id, journals, remote, entry, ledger })
     }
 
     /// What was made is recorded elsewhere, or gone.

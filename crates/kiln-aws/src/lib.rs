@@ -14,6 +14,7 @@
 //! retention  old AMIs, withdrawn and later deleted
 //! health     AMIs that somebody else changed or took away
 //! builder    an instance that a bake runs in, until its disk is here
+//! trial      an AMI of a sealed disk that is tried before it is published
 //! reconcile  what a dead kiln left in an account, released by its intent
 //! ```
 //!
@@ -39,6 +40,7 @@ mod reconcile;
 mod release;
 mod retention;
 mod sharing;
+mod trial;
 mod upload;
 
 pub use self::{
@@ -52,6 +54,7 @@ pub use self::{
     release::{Refresh, Release},
     retention::{Fate, Keep, Verdict},
     sharing::Sharing,
+    trial::{Trial, Tried, Trying},
 };
 
 /// What is told while something is published; called from many tasks.

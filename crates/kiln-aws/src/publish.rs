@@ -7,16 +7,17 @@ use futures_util::future::join_all;
 use kiln_core::{ImageName, Version, artifact::Artifact};
 use kiln_disk::hygiene::firmware;
 use kiln_io::{dirs::Dirs, ledger::Ledger};
-use kiln_registry::{Ami, Record, Reference, Registry, Selector, StoredDisk};
+use kiln_registry::{Ami, Record, Reference, Registry, Selector};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Account, Region, Sharing,
-    blocks::{self, Unwritten},
+    blocks::{self, Layout, Unwritten},
     error::AwsError,
     image::{Found, boot_mode},
     intent::{self, Intent, TAG},
-    upload::{Parent, Wanted},
+    trial::Tried,
+    upload::{Disk, Parent, Wanted},
 };
 
 /// Versions before that are weighed as what a snapshot may stand on.
@@ -34,6 +35,8 @@ pub struct Publisher<'a> {
     pub dirs: &'a Dirs,
     /// That of this run; it has every intent before anything is made for it.
     pub ledger: &'a Ledger,
+    /// Its snapshot is there already, if it is the same disk: nothing of it is sent again.
+    pub tried: Option<&'a Tried>,
     /// Seconds since 1970, UTC.
     pub now: u64,
 }
@@ -70,7 +73,7 @@ struct Known {
 #[derive(Debug)]
 struct Source<'a> {
     record: &'a Record,
-    disk: Arc<StoredDisk>,
+    disk: Disk,
     boot_mode: BootModeValues,
     gone: &'a [Ami],
 }
@@ -196,6 +199,7 @@ impl Publisher<'_> {
         source: &Source<'_>,
     ) -> Result<(Found, usize), AwsError> {
         let Source { record, disk, boot_mode, gone } = source;
+        let kms_key = place.kms_key.as_deref();
         let tags = intent::tags(record, &intent.id);
         for gone in *gone {
             // Only the AMI was deregistered: its snapshot was proven when it was made.
@@ -203,22 +207,24 @@ impl Publisher<'_> {
                 return Ok((region.register(record, &snapshot, boot_mode, &tags).await?, 0));
             }
         }
-        let parents = self.parents(region, record, place, disk)?;
-        let kms_key = place.kms_key.as_deref();
+        let Artifact { image, version, .. } = &record.artifact;
+        let mut parents = parents(self.registry, region, image, Some(version), kms_key, &disk.layout)?;
+        parents.splice(..0, self.tried.and_then(|tried| tried.parent(region, kms_key, &disk.layout)));
         let wanted = Wanted { disk, tags: &tags, kms_key, parents: &parents };
         let snapshot = region.snapshot(intent, &wanted).await?;
         let blocks = region.fill(intent, &snapshot, disk, &parents).await?;
-        region.read_back(&snapshot, disk.content(), &parents).await?;
+        region.read_back(&snapshot, &disk.layout, &parents).await?;
         let found = region.register(record, &snapshot, boot_mode, &tags).await?;
         Ok((found, blocks))
     }
 
     /// The disk, and how it boots.
-    fn bootable(&self, record: &Record) -> Result<(Arc<StoredDisk>, BootModeValues), AwsError> {
-        let disk = Arc::new(self.registry.disk(record)?);
-        let boot_mode = boot_mode(firmware(disk.as_ref()).map_err(AwsError::Disk)?);
+    fn bootable(&self, record: &Record) -> Result<(Disk, BootModeValues), AwsError> {
+        let stored = self.registry.disk(record)?;
+        let disk = Disk { layout: Arc::new(stored.content().into()), bytes: Arc::new(stored) };
         let Artifact { image, version, .. } = &record.artifact;
-        let missing = || AwsError::NotBootable { image: image.clone(), version: version.clone() };
+        let boot_mode = boot_mode(firmware(disk.bytes.as_ref()).map_err(AwsError::Disk)?);
+        let missing = || AwsError::NotBootable { what: format!("{image} {version}") };
         Ok((disk, boot_mode.ok_or_else(missing)?))
     }
 
@@ -245,39 +251,39 @@ impl Publisher<'_> {
     fn forget(&self, gone: &[Ami]) -> Result<(), AwsError> {
         gone.iter().try_for_each(|ami| Ok(self.registry.forget_ami(ami)?))
     }
+}
 
-    /// The newest versions whose snapshots the new one may stand on, that with the fewest blocks to write first.
-    fn parents(
-        &self,
-        region: &Region,
-        record: &Record,
-        place: &Place,
-        disk: &StoredDisk,
-    ) -> Result<Vec<Parent>, AwsError> {
-        let image = &record.artifact.image;
-        let mut parents = Vec::new();
-        for listed in self.registry.versions(image)? {
-            if listed.version == record.artifact.version || parents.len() == CANDIDATES {
-                continue;
-            }
-            let amis = self.registry.amis(image, &listed.version)?;
-            let here = amis.into_iter().find(|ami| {
-                (&ami.account, &ami.region, &ami.kms_key) == (&region.account, &region.name, &place.kms_key)
-            });
-            let Some(ami) = here else { continue };
-            let selector = Selector { image: image.clone(), reference: Reference::Named(listed.version.clone()) };
-            // A version that cannot be read is no reason to fail, only nothing to stand on.
-            let content = self.registry.record(&selector).and_then(|record| self.registry.content(&record));
-            let Ok(content) = content else { continue };
-            if content.disk == ami.disk && blocks::fits(disk.content(), &content) {
-                parents.push(Parent { version: listed.version.to_string(), snapshot: ami.snapshot, content });
-            }
+/// The newest versions of `image`, but for `itself`, whose snapshots in `region` a disk may stand on; that with the fewest blocks to write first.
+pub(crate) fn parents(
+    registry: &Registry,
+    region: &Region,
+    image: &ImageName,
+    itself: Option<&Version>,
+    kms_key: Option<&str>,
+    disk: &Layout,
+) -> Result<Vec<Parent>, AwsError> {
+    let mut parents = Vec::new();
+    for listed in registry.versions(image)? {
+        if Some(&listed.version) == itself || parents.len() == CANDIDATES {
+            continue;
         }
-        parents.sort_by_cached_key(|parent| {
-            blocks::to_write(disk.content(), Some(&parent.content), Unwritten::Zeros).len()
+        let amis = registry.amis(image, &listed.version)?;
+        let here = amis.into_iter().find(|ami| {
+            (&ami.account, &ami.region, ami.kms_key.as_deref()) == (&region.account, &region.name, kms_key)
         });
-        Ok(parents)
+        let Some(ami) = here else { continue };
+        let selector = Selector { image: image.clone(), reference: Reference::Named(listed.version.clone()) };
+        // A version that cannot be read is no reason to fail, only nothing to stand on.
+        let content = registry.record(&selector).and_then(|record| registry.content(&record));
+        let Ok(content) = content else { continue };
+        let layout = Layout::from(&content);
+        if layout.disk == ami.disk && blocks::fits(disk, &layout) {
+            let version = listed.version.to_string();
+            parents.push(Parent { version, snapshot: ami.snapshot, layout: Arc::new(layout) });
+        }
     }
+    parents.sort_by_cached_key(|parent| blocks::to_write(disk, Some(&parent.layout), Unwritten::Zeros).len());
+    Ok(parents)
 }
 
 /// What an intent is for, as its entry in the ledger says it.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use kiln_registry::Content;
 
 use crate::{
-    Note, Region, blocks,
+    Note, Region,
+    blocks::{self, Layout},
     call::Age,
     error::AwsError,
     upload::{Parent, Snapshot},
@@ -18,15 +18,15 @@ const IN_FLIGHT: usize = 32;
 const PAGE: i32 = 10_000;
 
 impl Region {
-    /// Reads everything of `snapshot` that is not its parent's, and compares it with `content`.
+    /// Reads everything of `snapshot` that is not its parent's, and compares it with `disk`.
     pub(crate) async fn read_back(
         &self,
         snapshot: &Snapshot,
-        content: &Content,
+        disk: &Layout,
         parents: &[Parent],
     ) -> Result<(), AwsError> {
         let parent = parents.iter().find(|parent| Some(&parent.snapshot) == snapshot.parent.as_ref());
-        let expected = blocks::to_write(content, parent.map(|parent| &parent.content), snapshot.unwritten());
+        let expected = blocks::to_write(disk, parent.map(|parent| &*parent.layout), snapshot.unwritten());
         let found = match parent {
             Some(parent) => self.changed_blocks(&parent.snapshot, &snapshot.id).await?,
             None => self.blocks(&snapshot.id).await?.0,
@@ -41,7 +41,7 @@ impl Region {
             .map(|(block, token)| self.block(&snapshot.id, block, token))
             .buffer_unordered(IN_FLIGHT);
         while let Some((block, bytes)) = read.try_next().await? {
-            if !blocks::is_block(content, block, &bytes) {
+            if !blocks::is_block(disk, block, &bytes) {
                 return Err(differs(block));
             }
         }

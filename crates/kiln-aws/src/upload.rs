@@ -19,13 +19,13 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::{StreamExt as _, stream};
 use kiln_core::Digest;
 use kiln_disk::ReadAt;
-use kiln_registry::{Ami, Content, StoredDisk};
+use kiln_registry::Ami;
 use sha2::{Digest as _, Sha256};
 
 use self::journal::Journal;
 use crate::{
     Note, Region,
-    blocks::{self, BLOCK, Unwritten},
+    blocks::{self, BLOCK, Layout, Unwritten},
     call::{Age, Look},
     error::AwsError,
     intent::{DISK, Intent, TAG, tag, tagged},
@@ -44,7 +44,14 @@ pub(crate) const DEFAULT_KEY: &str = "default";
 pub(crate) struct Parent {
     pub(crate) version: String,
     pub(crate) snapshot: String,
-    pub(crate) content: Content,
+    pub(crate) layout: Arc<Layout>,
+}
+
+/// A disk that is to be the content of a snapshot.
+#[derive(Debug, Clone)]
+pub(crate) struct Disk {
+    pub(crate) layout: Arc<Layout>,
+    pub(crate) bytes: Arc<dyn ReadAt>,
 }
 
 /// A snapshot of ours.
@@ -66,7 +73,7 @@ impl Snapshot {
 /// How a snapshot is to be made.
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
-    pub(crate) disk: &'a Arc<StoredDisk>,
+    pub(crate) disk: &'a Disk,
     pub(crate) tags: &'a BTreeMap<String, String>,
     /// The key to encrypt with; `None`: as the account has it by default.
     pub(crate) kms_key: Option<&'a str>,
@@ -159,7 +166,7 @@ impl Region {
     }
 
     async fn start_on(&self, wanted: &Wanted<'_>, parent: Option<&Parent>, basis: &str) -> Result<Snapshot, AwsError> {
-        let size = wanted.disk.size();
+        let size = wanted.disk.layout.size;
         let gib = i64::try_from(blocks::volume(size)).unwrap_or(i64::MAX);
         let token = Digest::of(format!("{basis} {:?}", parent.map(|parent| &parent.snapshot)).as_bytes()).hex();
         let tags: Vec<_> = wanted
@@ -191,14 +198,14 @@ impl Region {
         &self,
         intent: &Intent<'_>,
         snapshot: &Snapshot,
-        disk: &Arc<StoredDisk>,
+        disk: &Disk,
         parents: &[Parent],
     ) -> Result<usize, AwsError> {
         let parent = parents.iter().find(|parent| Some(&parent.snapshot) == snapshot.parent.as_ref());
         let mut put = 0;
         if !snapshot.complete {
-            let content = parent.map(|parent| &parent.content);
-            let blocks = blocks::to_write(disk.content(), content, snapshot.unwritten());
+            let below = parent.map(|parent| &*parent.layout);
+            let blocks = blocks::to_write(&disk.layout, below, snapshot.unwritten());
             let (mut journal, mut sums) = Journal::open(&intent.journals, &snapshot.id).map_err(AwsError::Journal)?;
             sums.retain(|block, _| blocks.binary_search(block).is_ok());
             let version = parent.map(|parent| parent.version.as_str());
@@ -229,7 +236,7 @@ impl Region {
     async fn put_all(
         &self,
         snapshot: &str,
-        disk: &Arc<StoredDisk>,
+        disk: &Disk,
         blocks: Vec<u32>,
         journal: &mut Journal,
     ) -> Result<BTreeMap<u32, [u8; 32]>, AwsError> {
@@ -254,8 +261,8 @@ impl Region {
     }
 
     /// Writes one block; its SHA-256.
-    async fn put(&self, snapshot: &str, disk: &Arc<StoredDisk>, block: u32) -> Result<(u32, [u8; 32]), AwsError> {
-        let (bytes, sum) = read(disk.clone(), block).await?;
+    async fn put(&self, snapshot: &str, disk: &Disk, block: u32) -> Result<(u32, [u8; 32]), AwsError> {
+        let (bytes, sum) = read(disk.bytes.clone(), block).await?;
         let checksum = STANDARD.encode(sum);
         let index = i32::try_from(block).unwrap_or(i32::MAX);
         let put = || {
@@ -275,6 +282,10 @@ impl Region {
         let complete = || {
             attempts += 1;
             let request = self.ebs.complete_snapshot().snapshot_id(snapshot).changed_blocks_count(count);
+            // Of nothing there is no checksum.
+            if count == 0 {
+                return request.send();
+            }
             let request = request.checksum(STANDARD.encode(linear));
             request
                 .checksum_algorithm(ChecksumAlgorithm::ChecksumAlgorithmSha256)
@@ -310,7 +321,7 @@ impl Region {
 }
 
 /// One block of a disk and its SHA-256, on a thread that may wait for the disk.
-async fn read(disk: Arc<StoredDisk>, block: u32) -> Result<(Vec<u8>, [u8; 32]), AwsError> {
+async fn read(disk: Arc<dyn ReadAt>, block: u32) -> Result<(Vec<u8>, [u8; 32]), AwsError> {
     let read = move || {
         let mut bytes = vec![0; BLOCK];
         let offset = u64::from(block) * BLOCK as u64;

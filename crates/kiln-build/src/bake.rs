@@ -42,7 +42,13 @@ mod preflight;
 mod prove;
 mod remote;
 
-use self::{artifact::About, caching::Caching, ground::Ground, journal::Journal, making::Making};
+use self::{
+    artifact::About,
+    caching::Caching,
+    ground::Ground,
+    journal::Journal,
+    making::{Making, Test},
+};
 pub use self::{
     artifact::UNPUBLISHED,
     error::BakeError,
@@ -147,10 +153,14 @@ pub async fn bake(plan: &Plan, context: &BakeContext) -> Result<Ended, BakeError
         }
         Err(Stopped { error, keep: false }) => {
             // What could not be released stays in the ledger, and the error says so; it does not hide the first one.
-            let left = match guard.close().await {
+            let mut left = Vec::new();
+            if let Some(machines) = &context.machines {
+                left.extend(machines.release().await.err().map(|error| error.message));
+            }
+            left.extend(match guard.close().await {
                 Ok(released) => released.failed,
                 Err(failure) => vec![failure.to_string()],
-            };
+            });
             Err(if left.is_empty() { error } else { BakeError::Left { error: Box::new(error), left } })
         }
     }
@@ -205,7 +215,7 @@ async fn run(
                 return Ok(Reached::Step);
             };
             let about = here(machine, &ground).await?;
-            let making = Making { plan, context, host, started, about, ground: Some(&ground) };
+            let making = Making { plan, context, host, started, about, test: Test::Here(&ground) };
             Box::pin(making.artifact(provisioned, journal)).await
         }
         Builder::Ec2(machine) => {
@@ -216,7 +226,7 @@ async fn run(
             let Some((provisioned, about)) = Box::pin(remote::provision(scene, journal)).await? else {
                 return Ok(Reached::Step);
             };
-            let making = Making { plan, context, host, started, about, ground: None };
+            let making = Making { plan, context, host, started, about, test: Test::There(scene) };
             Box::pin(making.artifact(provisioned, journal)).await
         }
     }

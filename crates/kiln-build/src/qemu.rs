@@ -93,6 +93,12 @@ pub struct LoginKeys {
     pub host: KeyPair,
 }
 
+impl LoginKeys {
+    pub(crate) fn fresh() -> Result<Self, BootError> {
+        Ok(Self { login: KeyPair::generate("kiln")?, host: KeyPair::generate("")? })
+    }
+}
+
 /// How this machine emulates best, and how fast.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {

@@ -4,6 +4,7 @@ use std::{fmt, path::Path};
 
 use async_trait::async_trait;
 use kiln_core::plan::{Ec2Machine, Plan};
+use kiln_disk::seal::Sealed;
 use kiln_io::ledger::Ledger;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,13 @@ use crate::qemu::LoginKeys;
 pub trait Machines: Send + Sync + fmt::Debug {
     /// Starts the machine of a plan. Everything that is made for it is in the ledger first; on an error nothing is left, or it
     /// stands in the ledger.
-    async fn start(&self, order: Order<'_>) -> Result<Box<dyn Machine>, RemoteError>;
+    async fn start(&self, order: Order<'_>, ami: &str) -> Result<Box<dyn Machine>, RemoteError>;
+
+    /// The same from a sealed disk that is not published yet. What the disk was brought there for may stay until [`Machines::release`].
+    async fn try_out(&self, order: Order<'_>, disk: SealedDisk<'_>) -> Result<Box<dyn Machine>, RemoteError>;
+
+    /// Gives back whatever is still held for the build, once nobody needs it any more.
+    async fn release(&self) -> Result<(), RemoteError>;
 }
 
 /// What a machine is started with.
@@ -22,13 +29,18 @@ pub trait Machines: Send + Sync + fmt::Debug {
 pub struct Order<'a> {
     pub plan: &'a Plan,
     pub machine: &'a Ec2Machine,
-    /// Whose disk it starts with.
-    pub ami: &'a str,
     pub build: &'a str,
     pub ledger: &'a Ledger,
     /// What kiln logs in with, and what the guest is to show.
     pub keys: &'a LoginKeys,
     pub cancel: &'a CancellationToken,
+}
+
+/// A sealed disk in its file.
+#[derive(Debug, Clone, Copy)]
+pub struct SealedDisk<'a> {
+    pub file: &'a Path,
+    pub sealed: &'a Sealed,
 }
 
 /// A machine that was started.

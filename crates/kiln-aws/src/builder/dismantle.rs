@@ -11,16 +11,20 @@ use crate::{
     intent::{TAG, tagged},
 };
 
-/// Whether what was made for `remote` was made for a bake, and none of it is to stay.
+/// Whether what was made for `remote` was made for a bake or a trial, and none of it is to stay.
 pub(crate) fn is_temporary(remote: &Remote) -> bool {
     remote.catalog.as_os_str().is_empty()
 }
 
 impl Region {
-    /// Takes away what can be seen of it now: instances, and when they have ended, volumes, snapshots, groups, keys. The ids of what
+    /// Takes away what can be seen of it now: instances, and when they have ended, AMIs, volumes, snapshots, groups, keys. The ids of what
     /// there was.
     pub(crate) async fn dismantle(&self, intent: &str) -> Result<Vec<String>, AwsError> {
         let mut gone = self.end_instances(intent).await?;
+        for image in self.images_of(intent).await? {
+            self.deregister(&image.ami).await?;
+            gone.push(image.ami);
+        }
         for volume in self.volumes_of(intent).await? {
             self.delete_volume(&volume).await?;
             gone.push(volume);

@@ -73,6 +73,8 @@ pub enum BakeError {
     NotLookedUp,
     #[error("the machine on EC2 is of no use")]
     Remote(#[source] Box<RemoteError>),
+    #[error("the sealed image does not come up on EC2")]
+    Trial(#[source] Box<BakeError>),
     #[error("{what} does not answer at {address} within {}{}", kiln_core::duration::format(*limit), last_words(console))]
     Unreachable {
         what: String,
@@ -152,6 +154,10 @@ impl BakeError {
         if error.cancelled { Self::Cancelled } else { Self::Remote(Box::new(error)) }
     }
 
+    pub(super) fn trial(error: Self) -> Self {
+        if error.is_cancelled() { error } else { Self::Trial(Box::new(error)) }
+    }
+
     pub(super) fn seal(error: kiln_disk::Error) -> Self {
         if matches!(error, kiln_disk::Error::Cancelled) { Self::Cancelled } else { Self::Seal(Box::new(error)) }
     }
@@ -176,6 +182,10 @@ impl BakeError {
             Self::NoMachines => "build kiln with the cargo feature `aws` (docs/aws.md)".to_owned(),
             Self::Unreachable { .. } => {
                 "is the address right (`address`), the route there, and does the AMI have cloud-init?".to_owned()
+            }
+            Self::Trial(_) => {
+                "the base came up, so it is what the bake left: the network, cloud-init, a service that holds up SSH?"
+                    .to_owned()
             }
             Self::Remote(error) => return error.hint.clone(),
             Self::Base(error) => return error.hint().map(str::to_owned),

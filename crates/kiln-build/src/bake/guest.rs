@@ -187,10 +187,10 @@ pub(super) async fn grow(guest: &dyn Guest) -> Result<(), BakeError> {
 
 /// Keeps what a short script of ours says, for an error.
 #[derive(Default)]
-struct Said(Mutex<Vec<u8>>);
+pub(super) struct Said(Mutex<Vec<u8>>);
 
 impl Said {
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&bytes).trim().to_owned()
     }

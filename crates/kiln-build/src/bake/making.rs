@@ -21,11 +21,12 @@ use super::{
     journal::Journal,
     placement::{self, Placed},
     prove::{self, QCOW2},
-    seconds,
+    remote, seconds,
 };
 use crate::{
     check::{CheckRun, run_checks},
     qemu::{self, VmHost, VmSpec},
+    remote::SealedDisk,
 };
 
 /// What making an artifact of a disk needs.
@@ -36,8 +37,15 @@ pub(super) struct Making<'a> {
     /// When the bake began, seconds since 1970.
     pub(super) started: u64,
     pub(super) about: About,
-    /// What a boot test runs on; `None`: there is none.
-    pub(super) ground: Option<&'a Ground>,
+    pub(super) test: Test<'a>,
+}
+
+/// Where the sealed image is booted.
+pub(super) enum Test<'a> {
+    /// In a machine here.
+    Here(&'a Ground),
+    /// Where its instances will start.
+    There(remote::Scene<'a>),
 }
 
 impl Making<'_> {
@@ -47,7 +55,7 @@ impl Making<'_> {
         provisioned: Provisioned,
         journal: &mut Journal<'_>,
     ) -> Result<Reached, Stopped> {
-        let Self { plan, context, host, started, about, ground } = self;
+        let Self { plan, context, host, started, about, test } = self;
         let (ledger, clock) = (host.ledger, host.clock);
         let Provisioned { layers, disk, entry, keys } = provisioned;
         prove::clean_file_systems(layers.clone()).await?;
@@ -75,13 +83,17 @@ impl Making<'_> {
         let reading = prove::hygiene(&directory, scan, plan, context);
         journal.findings = journal.phase(Phase::Hygiene, "the finished disk", reading, |found| in_words(found)).await?;
         let disk = artifact::disk(&sealed);
-        match ground {
-            Some(ground) if context.boot_test => {
-                let spec = ground.boot_test(directory.join(QCOW2), sealed.size);
+        let file = directory.join(QCOW2);
+        match test {
+            _ if !context.boot_test => {}
+            Test::Here(ground) => {
+                let spec = ground.boot_test(file, sealed.size);
                 Box::pin(boot_test(&ground.checks, context, journal, spec, host)).await?;
             }
-            Some(_) => {}
-            None => untested(plan, context),
+            Test::There(scene) => {
+                let disk = SealedDisk { file: &file, sealed: &sealed };
+                Box::pin(remote::test(scene, disk, journal)).await?;
+            }
         }
         context.events.emit(Event::Sealed {
             disk: disk.digest,
@@ -101,15 +113,6 @@ impl Making<'_> {
         let text = serde_json::to_vec_pretty(&record).map_err(BakeError::Record)?;
         fs::write_atomic(&directory.join("artifact.json"), &text, 0o644)?;
         Ok(Reached::Artifact(Box::new(record)))
-    }
-}
-
-/// An image for EC2 need not boot here, so nobody tries.
-fn untested(plan: &Plan, context: &BakeContext) {
-    let checks = plan.checks.iter().filter(|check| check.on_artifact).count();
-    if checks > 0 && context.boot_test {
-        let message = format!("{checks} checks were not run on the sealed image: one from EC2 is not booted here");
-        context.events.emit(Event::Warning { message });
     }
 }
 

@@ -4,15 +4,14 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use kiln_core::{
     Digest,
-    artifact::{BaseRecord, BootRecord, Machine as MachineRecord},
-    event::{Event, Phase, Unit},
+    artifact::{BaseRecord, BootRecord, CheckRecord, Machine as MachineRecord},
+    event::{CheckedOn, Event, Phase, Unit},
     plan::{Ami, Ec2Machine, Login, Plan},
 };
 use kiln_disk::DiskFile;
 use kiln_io::{
     fs,
     guest::{Access, Command, Guest as _, GuestError, Quiet},
-    keys::KeyPair,
     ledger::Ledger,
     ssh::{PRIVATE, SshGuest, Target},
     time::{Attempt, Clock, GaveUp, Policy, poll_until},
@@ -21,19 +20,26 @@ use kiln_io::{
 use super::{
     BakeContext, BakeError, Provisioned, Stopped,
     artifact::About,
-    guest::{self, Work},
+    guest::{self, Said, Work},
     journal::Journal,
     keeps,
 };
 use crate::{
-    qemu::{BootError, LoginKeys, POWER_OFF},
-    remote::{Machine, Order},
+    check::{CheckRun, run_checks},
+    qemu::{LoginKeys, POWER_OFF},
+    remote::{Machine, Machines, Order, SealedDisk},
 };
 
 /// One attempt to connect and log in.
 const ATTEMPT: Duration = Duration::from_secs(15);
 /// How long the order to power off may take to be heard.
 const ORDER: Duration = Duration::from_secs(15);
+
+/// What the files that a machine is reached with begin with.
+const BAKE: &str = "";
+const TRIAL: &str = "trial.";
+/// How many processors there are, and how many KiB of memory.
+const SIZE: &str = "nproc; sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo";
 
 /// What a bake in such a machine needs.
 #[derive(Clone, Copy)]
@@ -51,31 +57,17 @@ pub(super) async fn provision(
     scene: Scene<'_>,
     journal: &mut Journal<'_>,
 ) -> Result<Option<(Provisioned, About)>, Stopped> {
-    let Scene { plan, context, ledger, .. } = scene;
-    let Some(machines) = &context.machines else { return Err(BakeError::NoMachines.into()) };
-    let keys = LoginKeys {
-        login: KeyPair::generate("kiln").map_err(BootError::from).map_err(BakeError::boot)?,
-        host: KeyPair::generate("").map_err(BootError::from).map_err(BakeError::boot)?,
-    };
-    let order = Order {
-        plan,
-        machine: scene.machine,
-        ami: &scene.ami.ami,
-        build: &context.build,
-        ledger,
-        keys: &keys,
-        cancel: &context.cancel,
-    };
+    let Scene { context, ledger, .. } = scene;
+    let machines = scene.machines()?;
+    let keys = LoginKeys::fresh().map_err(BakeError::boot)?;
     let what = format!("an instance in {}", scene.machine.region);
     let boot = async {
-        let machine = machines.start(order).await.map_err(BakeError::remote)?;
-        match scene.reach(machine.as_ref(), &keys).await {
-            Ok(guest) => Ok((machine, guest)),
-            Err(error) => Err(let_down(machine.as_ref(), error).await),
-        }
+        let machine = machines.start(scene.order(&keys), &scene.ami.ami).await.map_err(BakeError::remote)?;
+        scene.reached(machine, BAKE, &keys).await
     };
     let (machine, guest) = journal.phase(Phase::Boot, &what, boot, |(machine, _)| machine.place().what.clone()).await?;
     let machine = machine.as_ref();
+    let size = size(&guest).await;
     let done = tokio::select! {
         done = scene.work(&guest, &keys, journal) => done,
         trouble = machine.watch() => Err(BakeError::remote(trouble)),
@@ -98,11 +90,51 @@ pub(super) async fn provision(
     match scene.bring_home(machine, guest, journal).await {
         Ok((disk, entry)) => {
             let layers = vec![DiskFile::raw(&disk)];
-            let about = scene.about(machine);
+            let about = scene.about(machine, size);
             Ok(Some((Provisioned { layers, disk, entry, keys }, about)))
         }
         Err(error) => Err(let_down(machine, error).await.into()),
     }
+}
+
+/// Starts a machine from the sealed disk, as machines will start from what is made of it, and runs the checks meant for it.
+pub(super) async fn test(scene: Scene<'_>, disk: SealedDisk<'_>, journal: &mut Journal<'_>) -> Result<(), BakeError> {
+    let machines = scene.machines()?;
+    let keys = LoginKeys::fresh().map_err(BakeError::boot)?;
+    let what = format!("an instance of the sealed image in {}", scene.machine.region);
+    let test = async {
+        let machine = machines.try_out(scene.order(&keys), disk).await.map_err(BakeError::remote)?;
+        let (machine, guest) = scene.reached(machine, TRIAL, &keys).await.map_err(BakeError::trial)?;
+        let run = CheckRun {
+            guest: &guest,
+            on: CheckedOn::Artifact,
+            events: scene.context.events.as_ref(),
+            clock: scene.clock,
+            cancel: &scene.context.cancel,
+        };
+        let checked = tokio::select! {
+            checked = run_checks(run, &scene.plan.checks) => checked.map_err(BakeError::artifact_check),
+            trouble = machine.watch() => Err(BakeError::remote(trouble)),
+        };
+        match checked {
+            Ok(passed) => machine.release().await.map(|()| passed).map_err(BakeError::remote),
+            Err(error) => Err(let_down(machine.as_ref(), error).await),
+        }
+    };
+    let words = |passed: &Vec<CheckRecord>| format!("it boots, {} checks passed", passed.len());
+    let passed = journal.phase(Phase::BootTest, &what, test, words).await?;
+    journal.checks.extend(passed);
+    Ok(())
+}
+
+/// The processors and the memory that the guest sees; zeros when it does not say.
+async fn size(guest: &SshGuest) -> (u32, u64) {
+    let said = Said::default();
+    let asked = guest.run(&Command::new(SIZE, ORDER), &said).await;
+    let text = said.text();
+    let mut numbers = text.split_whitespace().map(|number| number.parse::<u64>().unwrap_or(0));
+    let (cpus, kib) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if asked.is_ok() { (u32::try_from(cpus).unwrap_or(0), kib << 10) } else { (0, 0) }
 }
 
 /// The machine goes, whatever else; what of it cannot go stands in the ledger.
@@ -122,13 +154,44 @@ fn keep(ledger: &Ledger, guest: &SshGuest) -> Result<(), BakeError> {
     Ok(fs::write_private(&path, &text)?)
 }
 
-impl Scene<'_> {
+impl<'a> Scene<'a> {
+    fn machines(&self) -> Result<&'a dyn Machines, BakeError> {
+        self.context.machines.as_deref().ok_or(BakeError::NoMachines)
+    }
+
+    fn order<'b>(&self, keys: &'b LoginKeys) -> Order<'b>
+    where
+        'a: 'b,
+    {
+        Order {
+            plan: self.plan,
+            machine: self.machine,
+            build: &self.context.build,
+            ledger: self.ledger,
+            keys,
+            cancel: &self.context.cancel,
+        }
+    }
+
+    /// The machine once it can be talked to. When it cannot, it goes.
+    async fn reached(
+        &self,
+        machine: Box<dyn Machine>,
+        name: &str,
+        keys: &LoginKeys,
+    ) -> Result<(Box<dyn Machine>, SshGuest), BakeError> {
+        match self.reach(machine.as_ref(), name, keys).await {
+            Ok(guest) => Ok((machine, guest)),
+            Err(error) => Err(let_down(machine.as_ref(), error).await),
+        }
+    }
+
     /// Waits for SSH while it watches the machine.
-    async fn reach(&self, machine: &dyn Machine, keys: &LoginKeys) -> Result<SshGuest, BakeError> {
+    async fn reach(&self, machine: &dyn Machine, name: &str, keys: &LoginKeys) -> Result<SshGuest, BakeError> {
         let place = machine.place();
-        let file = |name: &str, bytes: &[u8]| -> Result<PathBuf, BakeError> {
-            let path = self.ledger.directory().join(name);
-            self.ledger.acquire_file(name, &path)?;
+        let file = |what: &str, bytes: &[u8]| -> Result<PathBuf, BakeError> {
+            let path = self.ledger.directory().join(format!("{name}{what}"));
+            self.ledger.acquire_file(what, &path)?;
             fs::write_private(&path, bytes)?;
             Ok(path)
         };
@@ -210,7 +273,7 @@ impl Scene<'_> {
     }
 
     /// What the record says of base and machine.
-    fn about(&self, machine: &dyn Machine) -> About {
+    fn about(&self, machine: &dyn Machine, (cpus, memory): (u32, u64)) -> About {
         About {
             base: base(&self.machine.region, self.ami),
             // Its user data came through cloud-init, so a seed will, too.
@@ -219,8 +282,8 @@ impl Scene<'_> {
                 builder: "ec2".to_owned(),
                 accelerator: machine.place().kind.clone(),
                 reason: machine.place().what.clone(),
-                memory: 0,
-                cpus: 0,
+                memory,
+                cpus,
             },
             tools: BTreeMap::new(),
         }

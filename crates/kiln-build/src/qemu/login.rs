@@ -30,8 +30,7 @@ pub(super) struct LoginMaterial {
 
 /// Makes keys and files; each file stands in the ledger before it exists.
 pub(super) fn prepare(ledger: &Ledger, name: &str, build: &str, login: Login) -> Result<LoginMaterial, BootError> {
-    let keys = LoginKeys { login: KeyPair::generate("kiln")?, host: KeyPair::generate("")? };
-    restore(ledger, name, build, login, keys)
+    restore(ledger, name, build, login, LoginKeys::fresh()?)
 }
 
 /// The same files for keys that a guest knows already.

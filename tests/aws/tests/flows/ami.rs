@@ -39,6 +39,28 @@ async fn a_further_version_sends_what_differs_and_zeros_where_it_became_zero() {
 }
 
 #[tokio::test]
+async fn what_was_tried_is_not_sent_again_and_is_gone_in_the_end() {
+    let bench = Bench::new("tried");
+    let mut disk = bench.publish("1.0.0", &bench::disk(1, 31));
+    let first = bench.ami("1.0.0").await.unwrap();
+    disk[20 * bench::BLOCK..22 * bench::BLOCK].fill(0);
+    disk[30 * bench::BLOCK + 5] ^= 1;
+    bench.publish("1.1.0", &disk);
+    let put = bench.calls("PutSnapshotBlock");
+    let published = bench.ami_after_trial("1.1.0", &disk).await.unwrap();
+    assert_eq!((published.blocks, bench.calls("PutSnapshotBlock") - put), (0, 3));
+    bench.holds(&published, &disk);
+    assert_eq!((bench.living(), bench.outstanding()), ((2, 2), 0));
+    // The next one stands on it all the same.
+    disk[7 * bench::BLOCK] ^= 1;
+    bench.publish("1.2.0", &disk);
+    let next = bench.ami("1.2.0").await.unwrap();
+    assert_eq!(next.blocks, 1);
+    bench.holds(&next, &disk);
+    bench.holds(&first, &bench::disk(1, 31));
+}
+
+#[tokio::test]
 async fn random_disks_on_each_other_are_read_back_as_sealed() {
     for seed in 0..12 {
         let bench = Bench::new(&format!("random-{seed}"));

@@ -68,7 +68,6 @@ script = "{script}"
 use = "file"
 path = "/srv/page"
 contains = "baked"
-on = ["guest"]
 {more}"##,
             port = guest.port
         );
@@ -140,6 +139,21 @@ fn a_bake_on_ec2_ends_in_a_version_and_an_ami_of_what_the_guest_wrote_and_leaves
     let told = String::from_utf8(scene.guest.launches.lock().unwrap()[0].user_data.clone()).unwrap();
     assert!(told.contains("timezone: UTC") && told.contains("--unit=kiln-dead-man, --on-active=7200"), "{told}");
 
+    // The sealed disk was tried: an instance of an AMI that is gone, told nothing but keys. The AMI of the version stands on what was sent
+    // for that one.
+    let launches = scene.guest.launches.lock().unwrap().clone();
+    let told = String::from_utf8(launches[1].user_data.clone()).unwrap();
+    assert!(!told.contains("timezone: UTC") && told.contains("--unit=kiln-dead-man"), "{told}");
+    let tried = &launches[1].image;
+    assert!(launches.len() == 2 && *tried != launches[0].image, "{launches:?}");
+    assert!(scene.fake.living().iter().all(|living| living.id != *tried));
+    assert!(said.contains("it boots, 1 checks passed"), "{said}");
+    assert!(said.contains("0 blocks of 512 KiB to send, on top of what was tried"), "{said}");
+    let calls = scene.fake.ledger();
+    let put = calls.iter().filter(|call| call.action == "PutSnapshotBlock").count();
+    let completed = calls.iter().filter(|call| call.action == "CompleteSnapshot").count();
+    assert!(put > 0 && completed == 2, "{put} blocks in {completed} snapshots");
+
     let ami = &scene.ours()[0];
     assert_eq!((ami.tags["kiln:version"].as_str(), ami.tags["kiln:image"].as_str()), ("1.0.0", "web"));
     let snapshot = scene.fake.root_snapshot(REGION, Fake::ACCOUNT, &ami.id).unwrap();
@@ -152,6 +166,12 @@ fn a_bake_on_ec2_ends_in_a_version_and_an_ami_of_what_the_guest_wrote_and_leaves
     let shown = scene.plain(&["show", "web@1.0.0", "--json"]).output().unwrap();
     let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!((&shown["amis"][0]["ami"], &shown["version"]), (&ami.id.as_str().into(), &"1.0.0".into()));
+    assert!(
+        shown["machine"]["cpus"].as_u64() > Some(0) && shown["machine"]["memory"].as_u64() > Some(1 << 20),
+        "{shown}"
+    );
+    let on: Vec<_> = shown["checks"].as_array().unwrap().iter().map(|check| check["on"].as_str().unwrap()).collect();
+    assert_eq!(on, ["guest", "artifact"]);
     let survey = ledger::survey(&scene.dirs()).unwrap();
     assert!(survey.iter().all(|report| report.found.is_empty()), "{survey:?}");
 
@@ -160,6 +180,16 @@ fn a_bake_on_ec2_ends_in_a_version_and_an_ami_of_what_the_guest_wrote_and_leaves
     let (said, again) = scene.run("build", &[]);
     assert!(again.status.success() && said.contains("nothing it is made from has changed"), "{said}");
     assert_eq!((scene.guest.launches.lock().unwrap().len(), scene.ours()), (launched, before), "{said}");
+    // An AMI that somebody deregistered is made of the version that is there.
+    scene.fake.ec2(Fake::ACCOUNT, REGION, "DeregisterImage", &[("ImageId", &ami.id)]).unwrap();
+    let (said, again) = scene.run("build", &[]);
+    assert!(again.status.success() && said.contains("nothing it is made from has changed"), "{said}");
+    let kinds: Vec<_> = scene.ours().iter().map(|living| living.kind).collect();
+    assert_eq!(
+        (scene.guest.launches.lock().unwrap().len(), &kinds[..]),
+        (launched, &["image", "snapshot"][..]),
+        "{said}"
+    );
     let (plan, _) = scene.run("plan", &[]);
     assert!(plan.contains("will run: instances of EC2 leave no checkpoints"), "{plan}");
     assert!(plan.contains("baked from the same inputs"), "{plan}");
@@ -174,11 +204,11 @@ fn amis_that_a_template_wants_are_made_when_they_may_be_and_shown_to_nobody_befo
     let wanted =
         format!("[publish.ami]\nchannel = \"stable\"\nparameter = \"{PARAMETER}\"\n[publish.ami.regions.eu-west-1]\n");
     let scene = Scene::with("ec2-wanted", "echo baked by kiln > /srv/page", &wanted);
-    // The first is that of the region of the bake.
+    // The first is the one that is tried.
     scene.fake.schedule(Schedule::new().during("RegisterImage", 2..=u64::MAX, Fault::AccessDenied));
     let (said, built) = scene.run("build", &[]);
     assert_eq!(built.status.code(), Some(3), "{said}\n{}", scene.guest_log());
-    assert!(said.contains("0 of 1 regions have the AMI"), "{said}");
+    assert!(said.contains("0 of 2 regions have the AMI"), "{said}");
     let shown = |image: &str| scene.plain(&["show", image]).output().unwrap();
     assert!(shown("web@1.0.0").status.success(), "the image is published all the same");
     let parameter = || scene.fake.parameter(Fake::ACCOUNT, "eu-west-1", PARAMETER);
@@ -212,6 +242,79 @@ fn amis_that_a_template_wants_are_made_when_they_may_be_and_shown_to_nobody_befo
     assert_eq!(scene.ours(), before, "{said}");
     let survey = ledger::survey(&scene.dirs()).unwrap();
     assert!(survey.iter().all(|report| report.found.is_empty()), "{survey:?}");
+}
+
+#[test]
+fn a_sealed_image_that_does_not_hold_what_the_guest_held_is_not_published() {
+    // Only `/srv` of this guest is on its disk.
+    let check = "[[check]]\nuse = \"file\"\npath = \"/opt/page\"\n";
+    let scene = Scene::with("ec2-forgotten", "echo baked by kiln > /srv/page; touch /opt/page", check);
+    let (said, built) = scene.run("build", &[]);
+    assert_eq!(built.status.code(), Some(1), "{said}\n{}", scene.guest_log());
+    assert!(said.contains("1 of 2 checks failed on the artifact"), "{said}");
+    assert_eq!(scene.guest.launches.lock().unwrap().len(), 2, "{said}");
+    assert!(!scene.plain(&["show", "web@1.0.0"]).output().unwrap().status.success(), "{said}");
+    assert!(scene.ours().is_empty(), "{said}: {:?}", scene.ours());
+    let survey = ledger::survey(&scene.dirs()).unwrap();
+    assert!(survey.iter().all(|report| report.found.is_empty()), "{survey:?}");
+
+    // Whoever says so has it unseen.
+    let (said, built) = scene.run("build", &["--no-boot-test"]);
+    assert!(built.status.success(), "{said}\n{}", scene.guest_log());
+    assert_eq!(scene.guest.launches.lock().unwrap().len(), 3, "{said}");
+    assert!(said.contains("blocks of 512 KiB to send, in full"), "{said}");
+}
+
+#[test]
+fn a_bake_that_changes_no_file_gives_the_version_that_stands_for_it_an_ami() {
+    let scene = Scene::new("ec2-same", "echo baked by kiln > /srv/page; touch -d @1000000000 /srv/page /srv");
+    let (said, built) =
+        scene.run("build", &["--no-publish", "--output", &scene.home.path("out").display().to_string()]);
+    assert!(built.status.success() && scene.ours().is_empty(), "{said}\n{}", scene.guest_log());
+    let (said, built) = scene.run("build", &[]);
+    assert!(built.status.success(), "{said}\n{}", scene.guest_log());
+    let ami = scene.ours()[0].id.clone();
+    for image in [&ami] {
+        scene.fake.ec2(Fake::ACCOUNT, REGION, "DeregisterImage", &[("ImageId", image)]).unwrap();
+    }
+    let template = scene.home.path("web/template.toml");
+    let text = fs::read_to_string(&template).unwrap();
+    fs::write(
+        &template,
+        text.replace("touch -d", "true; touch -d").replace("version = \"1.0.0\"", "version = \"1.1.0\""),
+    )
+    .unwrap();
+    let (said, built) = scene.run("build", &[]);
+    assert!(built.status.success(), "{said}\n{}", scene.guest_log());
+    assert!(said.contains("every file is as in web 1.0.0: nothing is published"), "{said}");
+    let ours = scene.ours();
+    assert_eq!((ours.len(), ours[0].tags["kiln:version"].as_str()), (2, "1.0.0"), "{said}");
+}
+
+#[test]
+fn a_kiln_that_is_killed_while_the_sealed_image_is_tried_leaves_what_clean_takes_away() {
+    let check = "[[check]]\nuse = \"command\"\nrun = \"touch /srv/tried; sleep 600\"\non = [\"artifact\"]\n";
+    let scene = Scene::with("ec2-tried", "echo baked by kiln > /srv/page", check);
+    let foreign = scene.fake.living();
+    let mut kiln = scene.command("build", &[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let tried = || {
+        let launches = scene.guest.launches.lock().unwrap();
+        Ok::<_, ()>(launches.get(1).is_some_and(|launch| scene.guest.of_instance(&launch.instance, "tried").exists()))
+    };
+    assert_eq!(done_within(Duration::from_mins(3), tried), Ok(true), "{}", scene.guest_log());
+    kiln.kill().unwrap();
+    kiln.wait().unwrap();
+    let mut kinds: Vec<_> = scene.ours().iter().map(|living| living.kind).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["image", "instance", "key-pair", "security-group", "snapshot", "volume"]);
+    let reports = || ledger::survey(&scene.dirs()).unwrap();
+    let interrupted = || Ok::<_, ()>(reports().iter().any(|report| report.condition == Condition::Interrupted));
+    assert_eq!(done_within(Duration::from_secs(30), interrupted), Ok(true), "{:?}", reports());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let access = || bench::access(&scene.fake);
+    let released = runtime.block_on(kiln_aws::reconcile(&scene.dirs(), &reports(), access, &bench::open));
+    assert!(released.failed.is_empty() && released.kept.is_empty(), "{released:?}");
+    assert_eq!(scene.fake.living(), foreign);
 }
 
 #[test]

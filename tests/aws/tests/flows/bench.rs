@@ -11,10 +11,12 @@ use std::{
 };
 
 use kiln_aws::{
-    Access, Account, AwsError, Patience, Place, Published, Publisher, Region, Report, Sharing, Silent, StandIn,
+    Access, Account, AwsError, Patience, Place, Published, Publisher, Region, Report, Sharing, Silent, StandIn, Trial,
+    Trying,
 };
 use kiln_aws_tests::Fake;
 use kiln_core::ImageName;
+use kiln_disk::{DiskFile, GuestDisk, seal};
 use kiln_io::{
     dirs::Dirs,
     guest::Quiet,
@@ -101,6 +103,35 @@ impl Bench {
         report.regions.into_values().next().unwrap()
     }
 
+    /// An AMI of a version whose disk was tried before.
+    pub(crate) async fn ami_after_trial(&self, version: &str, disk: &[u8]) -> Result<Published, AwsError> {
+        let (image, build) = ("web".parse().unwrap(), format!("b-{}", nonce()));
+        let (raw, file) = (self.scratch.0.join(format!("{build}.raw")), self.scratch.0.join(format!("{build}.qcow2")));
+        fs::write(&raw, disk).unwrap();
+        let guest = GuestDisk::open(&[DiskFile::raw(&raw)]).unwrap();
+        let sealed = seal::seal(&guest, &file, &seal::Options { level: 1, ..Default::default() }).unwrap();
+        let account = Account::open(self.access(&self.fake.endpoint()), REGIONS[0]).await?;
+        let record = self.registry.record(&format!("web@{version}").parse().unwrap())?;
+        let ledger = Ledger::open(&self.dirs, &build)?;
+        let trying = Trying {
+            image: &image,
+            build: &build,
+            file: &file,
+            sealed: &sealed,
+            region: REGIONS[0],
+            kms_key: None,
+            registry: Some(&self.registry),
+        };
+        let trial = Trial::prepare(&account, &self.dirs, trying).await?;
+        let (registry, catalog, tried) = (&self.registry, self.registry.root(), Some(trial.tried()));
+        let publisher = Publisher { registry, catalog, dirs: &self.dirs, ledger: &ledger, tried, now: 5_000 };
+        let place = Place { region: REGIONS[0].to_owned(), kms_key: None };
+        let report = publisher.publish(&account, &record, &[place], &Sharing::default()).await;
+        let released = trial.release().await;
+        let published = report.regions.into_values().next().unwrap()?;
+        released.map(|()| published)
+    }
+
     pub(crate) async fn report(&self, version: &str, places: &[Place], sharing: &Sharing) -> Report {
         self.try_report(version, places, sharing).await.unwrap()
     }
@@ -125,7 +156,7 @@ impl Bench {
         let record = self.registry.record(&format!("web@{version}").parse().unwrap())?;
         let ledger = Ledger::open(&self.dirs, &format!("b-{}", nonce()))?;
         let (registry, catalog) = (&self.registry, self.registry.root());
-        let publisher = Publisher { registry, catalog, dirs: &self.dirs, ledger: &ledger, now: 5_000 };
+        let publisher = Publisher { registry, catalog, dirs: &self.dirs, ledger: &ledger, tried: None, now: 5_000 };
         Ok(publisher.publish(&account, &record, places, sharing).await)
     }
 

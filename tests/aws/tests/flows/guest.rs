@@ -1,5 +1,5 @@
 //! Real guests for the fake's instances: an OpenSSH server in namespaces of its own, with the keys that its user data and its key
-//! pair give it, and a disk of what was in it when it powered off.
+//! pair give it, and a disk of what was in it when it powered off. One of an AMI of ours has what is on that AMI's disk.
 
 use std::{
     fs::{self, File},
@@ -44,7 +44,10 @@ impl Guest {
         let _ = fs::remove_file(&disk);
         File::create(&disk).unwrap().set_len(32 << 20).unwrap();
         let mut mke2fs = Command::new("mke2fs");
-        mke2fs.args(["-q", "-F", "-t", "ext4", "-d"]);
+        // The file system of a base keeps its identity, and the time when it was made.
+        mke2fs.env("E2FSPROGS_FAKE_TIME", "1750000000");
+        let (id, seed) = ("6b696c6e-0000-4000-8000-000000000001", "hash_seed=6b696c6e-0000-4000-8000-000000000002");
+        mke2fs.args(["-q", "-F", "-t", "ext4", "-U", id, "-E", seed, "-d"]);
         let made = mke2fs.arg(self.directory.path().join("root")).arg(&disk).status().unwrap();
         assert!(made.success());
         // Something that a BIOS would start.
@@ -55,6 +58,29 @@ impl Guest {
     /// Where a file of its `/srv` is.
     pub(crate) fn written(&self, name: &str) -> PathBuf {
         self.directory.path().join("root/srv").join(name)
+    }
+
+    /// The same of one that started from an AMI of ours.
+    pub(crate) fn of_instance(&self, instance: &str, name: &str) -> PathBuf {
+        self.directory.path().join(instance).join("srv").join(name)
+    }
+
+    /// What the guest has as its `/srv`: a directory that its disk is made of later, or, where it starts from an AMI of ours, what is there
+    /// on the snapshot.
+    fn srv(&self, launch: &Launch) -> PathBuf {
+        let fake = self.fake.upgrade().unwrap();
+        let Some(snapshot) = fake.root_snapshot(&launch.region, Fake::ACCOUNT, &launch.image) else {
+            return self.directory.path().join("root/srv");
+        };
+        let (disk, to) = (self.directory.path().join("ami.raw"), self.directory.path().join(&launch.instance));
+        let file = File::create(&disk).unwrap();
+        fake.write_disk(&launch.region, Fake::ACCOUNT, &snapshot, &file).unwrap();
+        file.set_len(file.metadata().unwrap().len().next_multiple_of(1 << 20)).unwrap();
+        fs::create_dir(&to).unwrap();
+        let request = format!("rdump /srv {}", to.display());
+        let read = Command::new("debugfs").args(["-R", &request]).arg(&disk).output().unwrap();
+        assert!(to.join("srv").is_dir(), "the AMI has no file system: {read:?}");
+        to.join("srv")
     }
 
     fn end(&self) {
@@ -78,7 +104,7 @@ impl Machines for Guest {
         }
         unshare.args(["--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "sh"]);
         unshare.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/flows/guest/guest.sh"));
-        unshare.arg(self.directory.path()).arg(self.port.to_string());
+        unshare.arg(self.directory.path()).arg(self.port.to_string()).arg(self.srv(launch));
         let log = File::create(at("log")).unwrap();
         let child = unshare.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         *self.child.lock().unwrap() = Some(child);

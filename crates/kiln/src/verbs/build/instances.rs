@@ -1,29 +1,29 @@
-//! Instances on EC2 for bakes, and the AMIs that come out of them.
+//! Instances on EC2 for bakes, and for trials of what comes out of them.
 
 use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use kiln_aws::{Access, Account, AwsError, Instance, Patience, Publisher, Sharing, Silent, Wanted};
-use kiln_build::remote::{Machine, Machines, Order, Place, RemoteError};
-use kiln_core::{
-    artifact::Artifact,
-    event::{Event, Events as _, Phase},
-    plan::{Builder, Ec2Machine, Plan},
-};
-use kiln_io::{dirs::Dirs, ledger::Ledger, time::SystemClock};
-use kiln_registry::{Reference, Registry, Selector};
+use kiln_aws::{Access, Account, AwsError, Instance, Patience, Silent, Trial, Tried, Trying, Wanted};
+use kiln_build::remote::{Machine, Machines, Order, Place, RemoteError, SealedDisk};
+use kiln_core::plan::{Builder, Ec2Machine, Plan};
+use kiln_io::{dirs::Dirs, time::SystemClock};
+use kiln_registry::Registry;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::{Session, place::Placed};
-use crate::{failure::Failure, render::Broadcast, surroundings};
+use super::Session;
+use crate::failure::Failure;
 
 /// Who kiln is on the machine: cloud-init lets the key in as the administrator.
 const USER: &str = "root";
 
-/// Starts instances with the credentials of the environment.
+/// Starts instances with the credentials of the environment, for one build.
 #[derive(Debug)]
 pub(super) struct Ec2 {
-    pub(super) dirs: Dirs,
+    dirs: Dirs,
+    /// Where the versions before are.
+    registry: Option<Registry>,
+    trial: Mutex<Option<Trial>>,
 }
 
 #[derive(Debug)]
@@ -43,14 +43,33 @@ fn access(cancel: &CancellationToken) -> Access {
     }
 }
 
-#[async_trait]
-impl Machines for Ec2 {
-    async fn start(&self, order: Order<'_>) -> Result<Box<dyn Machine>, RemoteError> {
-        let Order { plan, machine, ami, build, keys, cancel, .. } = order;
-        let account = Account::open(access(cancel), &machine.region).await.map_err(in_words)?;
+impl Session {
+    /// For a build of `plan`.
+    pub(super) fn ec2(&self, plan: &Plan) -> Arc<Ec2> {
+        let place = self.registry.as_ref().filter(|_| plan.publish.registry);
+        // Without the versions before, more is sent.
+        let registry = place.and_then(|place| place.reading(&plan.image).ok());
+        Arc::new(Ec2 { dirs: self.dirs.clone(), registry, trial: Mutex::default() })
+    }
+}
+
+/// The key that encrypts the AMI of a bake in the region where it is baked.
+pub(super) fn kms_key<'a>(plan: &'a Plan, machine: &'a Ec2Machine) -> Option<&'a str> {
+    let target = plan.publish.ami.as_ref().and_then(|target| target.regions.get(&machine.region));
+    target.map_or(machine.kms_key.as_deref(), |region| region.kms_key.as_deref())
+}
+
+impl Ec2 {
+    /// What was tried, as long as it is there.
+    pub(super) async fn tried(&self) -> Option<Tried> {
+        self.trial.lock().await.as_ref().map(|trial| trial.tried().clone())
+    }
+
+    async fn machine(&self, order: Order<'_>, ami: &str, account: &Account) -> Result<Box<dyn Machine>, RemoteError> {
+        let Order { plan, machine, build, keys, .. } = order;
         let (login, host) = (&keys.login.public, &keys.host);
         let wanted = Wanted { machine, ami, image: &plan.image, build, login, host };
-        let instance = Instance::start(&account, &self.dirs, wanted).await.map_err(in_words)?;
+        let instance = Instance::start(account, &self.dirs, wanted).await.map_err(in_words)?;
         let place = Place {
             kind: instance.instance_type().to_owned(),
             what: instance.description(),
@@ -60,6 +79,43 @@ impl Machines for Ec2 {
             proxy: machine.proxy(instance.address(), instance.id()),
         };
         Ok(Box::new(OnEc2 { instance, place }))
+    }
+}
+
+#[async_trait]
+impl Machines for Ec2 {
+    async fn start(&self, order: Order<'_>, ami: &str) -> Result<Box<dyn Machine>, RemoteError> {
+        let account = Account::open(access(order.cancel), &order.machine.region).await.map_err(in_words)?;
+        self.machine(order, ami, &account).await
+    }
+
+    async fn try_out(&self, order: Order<'_>, disk: SealedDisk<'_>) -> Result<Box<dyn Machine>, RemoteError> {
+        let Order { plan, machine, build, cancel, .. } = order;
+        let account = Account::open(access(cancel), &machine.region).await.map_err(in_words)?;
+        let trying = Trying {
+            image: &plan.image,
+            build,
+            file: disk.file,
+            sealed: disk.sealed,
+            region: &machine.region,
+            kms_key: kms_key(plan, machine),
+            registry: self.registry.as_ref(),
+        };
+        let trial = Trial::prepare(&account, &self.dirs, trying).await.map_err(in_words)?;
+        let ami = trial.ami().to_owned();
+        *self.trial.lock().await = Some(trial);
+        // It starts as machines will that nobody tells anything but keys.
+        let machine = Ec2Machine { user_data: None, ..machine.clone() };
+        self.machine(Order { machine: &machine, ..order }, &ami, &account).await
+    }
+
+    async fn release(&self) -> Result<(), RemoteError> {
+        let mut trial = self.trial.lock().await;
+        if let Some(held) = trial.as_ref() {
+            held.release().await.map_err(in_words)?;
+        }
+        *trial = None;
+        Ok(())
     }
 }
 
@@ -96,72 +152,10 @@ fn in_words(error: AwsError) -> RemoteError {
     RemoteError { message: Failure::of(&error).on_one_line(), hint: error.hint(), cancelled }
 }
 
-impl Session {
-    /// The same with an AMI, if one is to come of it.
-    pub(super) async fn with_ami(
-        &self,
-        plan: &Plan,
-        placed: Result<Placed, Failure>,
-        build: &str,
-        events: &Arc<Broadcast>,
-    ) -> Result<Placed, Failure> {
-        let mut placed = placed?;
-        if let Some(artifact) = &placed.published {
-            placed.said.extend(self.ami(plan, artifact, build, events).await?);
-        }
-        Ok(placed)
-    }
-
-    /// The image of a bake on EC2 becomes an AMI in the region where it was baked. What there is to say about it.
-    async fn ami(
-        &self,
-        plan: &Plan,
-        artifact: &Artifact,
-        build: &str,
-        events: &Arc<Broadcast>,
-    ) -> Result<Option<String>, Failure> {
-        let (Builder::Ec2(machine), Some(registry)) = (&plan.builder, &self.registry) else { return Ok(None) };
-        // The template says itself what becomes of that region.
-        if plan.publish.ami.as_ref().is_some_and(|target| target.regions.contains_key(&machine.region)) {
-            return Ok(None);
-        }
-        events.emit(Event::PhaseStarted { phase: Phase::Publish, detail: format!("an AMI in {}", machine.region) });
-        let began = events.elapsed();
-        let ami = self.publish_ami(&registry.reading(&plan.image)?, machine, artifact, build).await?;
-        events.emit(Event::PhaseFinished {
-            phase: Phase::Publish,
-            milliseconds: u64::try_from(events.elapsed().saturating_sub(began).as_millis()).unwrap_or(u64::MAX),
-            detail: ami.clone(),
-        });
-        Ok(Some(format!("{} {} is {ami} in {}", artifact.image, artifact.version, machine.region)))
-    }
-
-    async fn publish_ami(
-        &self,
-        registry: &Registry,
-        machine: &Ec2Machine,
-        artifact: &Artifact,
-        build: &str,
-    ) -> Result<String, Failure> {
-        let version = Reference::Named(artifact.version.clone());
-        let record = registry.record(&Selector { image: artifact.image.clone(), reference: version })?;
-        let account = Account::open(access(self.interruption.token()), &machine.region).await?;
-        let ledger = Ledger::join(&self.dirs, build).map_err(|error| Failure::of(&error))?;
-        let now = surroundings::seconds();
-        let catalog = surroundings::lasting(&surroundings::registry_path(&self.arguments.registry)?)?;
-        let publisher = Publisher { registry, catalog: &catalog, dirs: &self.dirs, ledger: &ledger, now };
-        let place = kiln_aws::Place { region: machine.region.clone(), kms_key: machine.kms_key.clone() };
-        let report = publisher.publish(&account, &record, &[place], &Sharing::default()).await;
-        let again = format!("`kiln publish ami {}@{} --region {}`", artifact.image, artifact.version, machine.region);
-        match report.regions.into_values().next() {
-            Some(Ok(published)) => Ok(published.ami),
-            Some(Err(error)) => {
-                let failure = Failure::of(&error);
-                Err(Failure::new("the version is published, and its AMI is not")
-                    .because(failure.on_one_line())
-                    .hint(format!("{again} goes on from there")))
-            }
-            None => Err(Failure::new("no region was published to")),
-        }
+/// The region of a bake on EC2, which gets an AMI whatever else the template says.
+pub(super) fn region_of(plan: &Plan) -> Option<&Ec2Machine> {
+    match &plan.builder {
+        Builder::Ec2(machine) => Some(machine),
+        Builder::Qemu(_) => None,
     }
 }

@@ -15,8 +15,6 @@ use kiln_core::{
 use kiln_io::{guard::Guard, random};
 use tokio_util::sync::CancellationToken;
 
-#[cfg(feature = "aws")]
-use super::instances::Ec2;
 use super::{
     Active, Session,
     ask::{Answer, Person},
@@ -56,14 +54,14 @@ impl Session {
         let plan = node.plan.clone();
         let member = self.baked(node).await?;
         #[cfg(feature = "aws")]
-        if let Member::Done(Some(artifact)) | Member::UpToDate(artifact) = &member {
-            self.amis(&plan, artifact).await;
+        if let Member::UpToDate(artifact) = &member {
+            self.amis(&plan, artifact, None).await;
         }
         Ok(member)
     }
 
     /// Builds one image, unless it is there already; over and over while somebody retries.
-    async fn baked(&self, node: Node) -> Result<Member, Failure> {
+    async fn baked(self: &Arc<Self>, node: Node) -> Result<Member, Failure> {
         if let Some(artifact) = self.nothing_to_do(&node).await? {
             return Ok(Member::UpToDate(Box::new(artifact)));
         }
@@ -90,7 +88,7 @@ impl Session {
         }
     }
 
-    async fn attempt(&self, node: &Node) -> Result<Ending, Failure> {
+    async fn attempt(self: &Arc<Self>, node: &Node) -> Result<Ending, Failure> {
         let plan = &node.plan;
         let build = random::build_id(surroundings::now());
         let cancel = self.interruption.token().child_token();
@@ -145,14 +143,20 @@ impl Session {
     }
 
     async fn bake_and_publish(
-        &self,
+        self: &Arc<Self>,
         node: &Node,
         build: &str,
         events: &Arc<Broadcast>,
         cancel: CancellationToken,
         answer: &Arc<Answer>,
     ) -> Result<Member, Failure> {
-        let context = self.context(node, build, events, &cancel, answer);
+        #[cfg(feature = "aws")]
+        let cloud = self.ec2(&node.plan);
+        #[cfg(feature = "aws")]
+        let machines: Option<Arc<dyn Machines>> = Some(cloud.clone());
+        #[cfg(not(feature = "aws"))]
+        let machines: Option<Arc<dyn Machines>> = None;
+        let context = BakeContext { machines: machines.clone(), ..self.context(node, build, events, &cancel, answer) };
         // In a task of its own, so that a panic in there becomes a failure out here.
         let baking = {
             let plan = node.plan.clone();
@@ -169,19 +173,21 @@ impl Session {
         if self.audits(&artifact) {
             self.audit(node, &artifact, &directory, events, &cancel).await;
             if cancel.is_cancelled() {
-                let _ = guard.close().await;
+                let _ = give_back(machines.as_deref(), guard).await;
                 return Err(interrupted(build));
             }
         }
         let placed = self.place(&node.plan, &artifact, &directory, events).await;
         #[cfg(feature = "aws")]
-        let placed = self.with_ami(&node.plan, placed, build, events).await;
+        if let Ok(super::place::Placed { published: Some(artifact), .. }) = &placed {
+            self.amis(&node.plan, artifact, cloud.tried().await.as_ref()).await;
+        }
         if let Ok(placed) = &placed {
             self.remember(node, placed, events).await;
         }
-        let released = guard.close().await.map_err(|error| Failure::of(&error));
+        let released = give_back(machines.as_deref(), guard).await;
         let placed = placed?;
-        let left = released?.failed;
+        let left = released?;
         if !left.is_empty() {
             events.emit(Event::Warning { message: format!("not everything could be released: {}", left.join("; ")) });
         }
@@ -194,7 +200,7 @@ impl Session {
 
     /// The machine came out with the tree of a published version: that one stands for it.
     async fn same(
-        &self,
+        self: &Arc<Self>,
         node: &Node,
         version: &Version,
         guard: Guard,
@@ -213,6 +219,10 @@ impl Session {
         let placed = self.stands(&node.plan, version, events)?;
         if let Some(placed) = &placed {
             self.remember(node, placed, events).await;
+            #[cfg(feature = "aws")]
+            if let Some(artifact) = &placed.published {
+                self.amis(&node.plan, artifact, None).await;
+            }
         }
         finished(build, events);
         let image = &node.plan.image;
@@ -253,19 +263,19 @@ impl Session {
             previous: self.previous(&node.plan, cancel),
             library: node.library.clone(),
             images: self.shelf.clone().map(|shelf| shelf as _),
-            machines: self.machines(),
+            machines: self.machines(&node.plan),
         }
     }
 
     #[cfg(feature = "aws")]
     #[expect(clippy::unnecessary_wraps, reason = "without the feature `aws` there are none")]
-    fn machines(&self) -> Option<Arc<dyn Machines>> {
-        Some(Arc::new(Ec2 { dirs: self.dirs.clone() }))
+    fn machines(&self, plan: &Plan) -> Option<Arc<dyn Machines>> {
+        Some(self.ec2(plan))
     }
 
     #[cfg(not(feature = "aws"))]
     #[expect(clippy::unused_self, reason = "with the feature `aws` it is used")]
-    fn machines(&self) -> Option<Arc<dyn Machines>> {
+    fn machines(&self, _: &Plan) -> Option<Arc<dyn Machines>> {
         None
     }
 
@@ -282,6 +292,16 @@ impl Session {
     fn left(&self, build: &str) -> Vec<String> {
         self.report(build).into_iter().flat_map(|report| report.found).map(|outstanding| outstanding.what).collect()
     }
+}
+
+/// Releases what a build still holds; what of it could not be.
+async fn give_back(machines: Option<&dyn Machines>, guard: Guard) -> Result<Vec<String>, Failure> {
+    let mut left = Vec::new();
+    if let Some(machines) = machines {
+        left.extend(machines.release().await.err().map(|error| error.message));
+    }
+    left.extend(guard.close().await.map_err(|error| Failure::of(&error))?.failed);
+    Ok(left)
 }
 
 pub(super) fn finished(build: &str, events: &Broadcast) {

@@ -55,7 +55,7 @@ pub(crate) async fn run(arguments: PublishAmi) -> Outcome {
     };
     let (interruption, say) = (Interruption::listen()?, Say::talk());
     let account = job.account(interruption.token(), &say).await?;
-    ended(job.carry_out(&registry, &record, &account, &say).await?, arguments.json)
+    ended(job.carry_out(&registry, &record, &account, None, &say).await?, arguments.json)
 }
 
 /// How the verb ends.

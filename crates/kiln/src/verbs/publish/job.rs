@@ -9,7 +9,7 @@ use std::{
 };
 
 use kiln_aws::{
-    Access, Account, AwsError, Note, Outcome as Regional, Patience, Place, Publisher, Report, Sharing, Watch,
+    Access, Account, AwsError, Note, Outcome as Regional, Patience, Place, Publisher, Report, Sharing, Tried, Watch,
 };
 use kiln_core::{ChannelName, ImageName, Version};
 use kiln_io::{ledger::Ledger, random::build_id, time::SystemClock};
@@ -97,6 +97,7 @@ impl Job {
         registry: &Registry,
         record: &Record,
         account: &Account,
+        tried: Option<&Tried>,
         say: &Say,
     ) -> Result<Made, Failure> {
         let dirs = surroundings::dirs()?;
@@ -105,7 +106,7 @@ impl Job {
         let text = serde_json::to_vec_pretty(self).map_err(|error| Failure::of(&error))?;
         kiln_io::fs::write_atomic(&ledger.directory().join(Self::FILE), &text, 0o644)?;
         let (catalog, now) = (self.registry.as_path(), surroundings::seconds());
-        let publisher = Publisher { registry, catalog, dirs: &dirs, ledger: &ledger, now };
+        let publisher = Publisher { registry, catalog, dirs: &dirs, ledger: &ledger, tried, now };
         let report = publisher.publish(account, record, &self.places, &self.sharing).await;
         // Written whatever came of it, so that a job that failed still has its AMIs.
         let path = ledger.directory().join("publish.json");

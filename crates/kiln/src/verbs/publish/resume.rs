@@ -25,5 +25,5 @@ pub(super) async fn run(arguments: Resume) -> Outcome {
     let record = registry.usable(&selector, surroundings::seconds(), job.allow_revoked)?;
     let (interruption, say) = (Interruption::listen()?, Say::talk());
     let account = job.account(interruption.token(), &say).await?;
-    ami::ended(job.carry_out(&registry, &record, &account, &say).await?, arguments.json)
+    ami::ended(job.carry_out(&registry, &record, &account, None, &say).await?, arguments.json)
 }

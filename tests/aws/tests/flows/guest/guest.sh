@@ -1,6 +1,6 @@
 # A guest in namespaces of its own: what it writes goes into memory, but for /srv; when it powers off, all of it is gone.
 set -eu
-directory=$1 port=$2
+directory=$1 port=$2 srv=$3
 mount -t tmpfs tmpfs "$directory/mnt"
 mkdir "$directory/mnt/upper" "$directory/mnt/work" "$directory/mnt/root"
 root=$directory/mnt/root
@@ -10,7 +10,7 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/run"
 mkdir -p "$root/run/sshd" "$root/run/keys" "$root/srv"
 cp "$directory/host_key" "$directory/authorized_keys" "$root/run/keys/"
-mount --bind "$directory/root/srv" "$root/srv"
+mount --bind "$srv" "$root/srv"
 # Container images have one; a machine has not.
 rm -f "$root/usr/sbin/policy-rc.d"
 for program in systemctl poweroff; do

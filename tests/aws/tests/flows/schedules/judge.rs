@@ -30,7 +30,7 @@ impl Stage {
         let held = |version: &str| self.acknowledged.iter().any(|(known, _)| known == version);
         let reached = match flow {
             Flow::First => held("1.0.0"),
-            Flow::Further | Flow::Everywhere => held("1.1.0"),
+            Flow::Further | Flow::Everywhere | Flow::Try => held("1.1.0"),
             Flow::Point => self.parameter() == self.ami("1.0.0"),
             Flow::Start => self.refreshes() == [self.numbered("1.0.0")],
             Flow::RollBack => self.refreshes() == [self.numbered("1.0.0"), "1".to_owned()],

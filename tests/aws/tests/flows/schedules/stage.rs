@@ -21,6 +21,8 @@ pub(super) enum Flow {
     Further,
     /// Publishes to all regions at once.
     Everywhere,
+    /// Tries a sealed disk, on top of the version before, and publishes it on what was sent for that.
+    Try,
     Point,
     Start,
     RollBack,
@@ -34,10 +36,11 @@ pub(super) enum Flow {
 }
 
 impl Flow {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::First,
         Self::Further,
         Self::Everywhere,
+        Self::Try,
         Self::Point,
         Self::Start,
         Self::RollBack,
@@ -48,7 +51,7 @@ impl Flow {
     ];
 
     fn version(self) -> &'static str {
-        if matches!(self, Self::Further | Self::Everywhere) { "1.1.0" } else { "1.0.0" }
+        if matches!(self, Self::Further | Self::Everywhere | Self::Try) { "1.1.0" } else { "1.0.0" }
     }
 }
 
@@ -81,7 +84,7 @@ impl Stage {
         stage.seal("1.0.0", &disk);
         match flow {
             Flow::First => {}
-            Flow::Further | Flow::Everywhere | Flow::Withdraw | Flow::Delete => {
+            Flow::Further | Flow::Everywhere | Flow::Try | Flow::Withdraw | Flow::Delete => {
                 disk[2 * BLOCK..3 * BLOCK].fill(0);
                 disk[4 * BLOCK + 9] ^= 1;
                 stage.prepared(Flow::First).await;
@@ -154,6 +157,11 @@ impl Stage {
                 self.publish(flow, &REGIONS[..1], &Sharing { with, protect: true, ..Sharing::default() }).await
             }
             Flow::Everywhere => self.publish(flow, &REGIONS, &Sharing::default()).await,
+            Flow::Try => {
+                let disk = &self.disks[flow.version()];
+                let published = self.bench.ami_after_trial(flow.version(), disk).await?;
+                Ok(Outcome { published: vec![published], failure: None })
+            }
             Flow::Withdraw => self.retire(0).await,
             Flow::Delete => self.retire(20).await,
             Flow::Clean => self.bench.try_clean().await.map(|()| Outcome::default()),
