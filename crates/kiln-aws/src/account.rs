@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_ec2::config::{Credentials, ProvideCredentials as _};
-use kiln_io::time::Clock;
+use kiln_io::{
+    ledger::{self, Ledger},
+    time::Clock,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -58,6 +61,12 @@ pub struct Region {
 }
 
 impl Region {
+    /// The same for what is made for the build of `ledger`.
+    pub(crate) fn marking(mut self, ledger: &Ledger) -> Self {
+        self.caller.mark = Some(ledger.directory().join(ledger::FILE));
+        self
+    }
+
     /// The same for what is done after somebody asked to stop.
     pub(crate) fn afterwards(&self) -> Self {
         Self {
@@ -133,6 +142,7 @@ impl Account {
             patience: self.access.patience,
             pace: Pace::up_to(self.access.patience.retry.max / 4),
             watch: self.access.watch.clone(),
+            mark: None,
         }
     }
 }

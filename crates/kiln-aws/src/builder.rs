@@ -15,7 +15,10 @@ mod user_data;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use kiln_core::{ImageName, plan::Ec2Machine};
@@ -33,7 +36,7 @@ use crate::{
     Account, Region, Released,
     error::AwsError,
     intent::{PROVIDER, TAG},
-    reconcile,
+    reconcile::Sweeping,
 };
 
 /// What an instance is made of.
@@ -64,6 +67,8 @@ pub struct Instance {
     volume: String,
     /// A request that makes something may have been carried out twice.
     doubtful: AtomicBool,
+    /// What was made, though it may not be seen yet.
+    known: Mutex<Vec<String>>,
 }
 
 impl Instance {
@@ -75,6 +80,7 @@ impl Instance {
         let subnets = region.subnets(wanted.machine).await?;
         let source = source::of_caller(wanted.machine, &subnets, &region.caller.cancel).await?;
         let ledger = Ledger::join(dirs, wanted.build)?;
+        let region = region.marking(&ledger);
         let remote = Remote {
             provider: PROVIDER.to_owned(),
             account: region.account.clone(),
@@ -86,19 +92,24 @@ impl Instance {
         };
         let entry = ledger.acquire("EC2 instance", Resource::Remote(remote.clone()))?;
         let tags = tags(&wanted, &remote.intent);
+        let mut known = Vec::new();
         let made = async {
             let key = region.import_key(&remote.intent, wanted.login, &tags).await?;
+            known.push(key.clone());
             let group = region.make_group(&remote.intent, &subnets[0].vpc, &tags).await?;
+            known.push(group.clone());
             if let Some(source) = &source {
                 region.let_in(&group, wanted.machine.ssh_port, source).await?;
             }
             let user_data = user_data::encoded(wanted.machine, wanted.host, wanted.login);
             let with = launch::With { ami: &origin, key: &key, group: &group, user_data: &user_data, tags: &tags };
             let launched = region.launch(wanted.machine, &subnets, &with).await?;
+            known.push(launched.id.clone());
             let up = region.up(&launched.id, wanted.machine, &origin.root).await?;
             Ok::<_, AwsError>((launched, up))
         };
-        match made.await {
+        let made = made.await;
+        match made {
             Ok((launched, up)) => Ok(Self {
                 machine: wanted.machine.clone(),
                 region,
@@ -110,9 +121,10 @@ impl Instance {
                 address: up.address,
                 volume: up.volume,
                 doubtful: AtomicBool::new(false),
+                known: Mutex::new(known),
             }),
             Err(error) => {
-                give_back(&region, &remote, &ledger, &entry, is_doubtful(&error)).await;
+                give_back(&region, &remote, (&ledger, &entry), &known, is_doubtful(&error)).await;
                 Err(error)
             }
         }
@@ -150,7 +162,9 @@ impl Instance {
 
     /// From now on the root volume outlives the instance, which is about to power off and thereby to end.
     pub async fn let_go(&self) -> Result<(), AwsError> {
-        self.region.keep_volume(&self.launched.id, &self.origin.root).await
+        self.region.keep_volume(&self.launched.id, &self.origin.root).await?;
+        self.know(self.volume.clone());
+        Ok(())
     }
 
     /// Waits until it has powered off, and writes its disk to `to`. The size in bytes.
@@ -161,6 +175,7 @@ impl Instance {
         if attempts > 1 {
             self.doubtful.store(true, Ordering::Relaxed);
         }
+        self.know(snapshot.clone());
         self.region.fetch(&snapshot, to, progress).await
     }
 
@@ -168,11 +183,23 @@ impl Instance {
     pub async fn release(&self) -> Result<Released, AwsError> {
         let region = self.region.afterwards();
         region.terminate(&self.launched.id).await?;
-        let doubtful = self.doubtful.load(Ordering::Relaxed);
+        let age = region.seen_since(self.doubtful.load(Ordering::Relaxed));
+        // The instance was told to end by its id, and may not be seen any more.
+        let mut expected = self.known().clone();
+        expected.retain(|id| *id != self.launched.id);
         let mut released = Released::default();
-        reconcile::release(&region, &self.remote, region.seen_since(doubtful), &no_catalog, &mut released).await?;
+        let sweeping = Sweeping { region: &region, remote: &self.remote, age, expected: &expected, open: &no_catalog };
+        sweeping.release(&mut released).await?;
         self.ledger.release(&self.entry)?;
         Ok(released)
+    }
+
+    fn know(&self, id: String) {
+        self.known().push(id);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<String>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tags(&self) -> BTreeMap<String, String> {
@@ -184,10 +211,17 @@ impl Instance {
 }
 
 /// Takes away what was made before a start failed. What cannot go, or may come to light later, stays in the ledger.
-pub(crate) async fn give_back(region: &Region, remote: &Remote, ledger: &Ledger, entry: &EntryId, doubtful: bool) {
+pub(crate) async fn give_back(
+    region: &Region,
+    remote: &Remote,
+    (ledger, entry): (&Ledger, &EntryId),
+    expected: &[String],
+    doubtful: bool,
+) {
     let region = region.afterwards();
-    let mut released = Released::default();
-    let swept = reconcile::release(&region, remote, region.seen_since(doubtful), &no_catalog, &mut released).await;
+    let age = region.seen_since(doubtful);
+    let sweeping = Sweeping { region: &region, remote, age, expected, open: &no_catalog };
+    let swept = sweeping.release(&mut Released::default()).await;
     if swept.is_ok() {
         let _: Result<(), LedgerError> = ledger.release(entry);
     }

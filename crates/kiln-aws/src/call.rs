@@ -3,7 +3,7 @@
 //! Every request may be sent twice: what makes something carries a client token, a name that is unique, or is looked up by its
 //! intent first.
 
-use std::{sync::Arc, time::Duration};
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
 use aws_sdk_ec2::{
     config::http::HttpResponse,
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Note, Watch,
-    error::{AwsError, is_missing},
+    error::{AwsError, is_in_use, is_missing},
     pace::Pace,
 };
 
@@ -56,6 +56,8 @@ pub(crate) struct Caller {
     pub(crate) patience: Patience,
     pub(crate) pace: Pace,
     pub(crate) watch: Arc<dyn Watch>,
+    /// A file whose time says when the last request was sent.
+    pub(crate) mark: Option<PathBuf>,
 }
 
 /// Whether what a request names changed a moment ago, so that AWS may not know it yet.
@@ -90,7 +92,15 @@ impl Caller {
             patience: self.patience,
             pace: Pace::up_to(self.patience.retry.max / 4),
             watch: self.watch.clone(),
+            mark: self.mark.clone(),
         }
+    }
+
+    /// What this request makes may not be seen for a while, and whoever cleans up after a kill has to know that.
+    fn leave_mark(&self) {
+        let file = self.mark.as_ref().and_then(|path| File::options().append(true).open(path).ok());
+        // Without it, only more time passes before it is looked for.
+        let _ = file.map(|file| file.set_modified(self.clock.wall()));
     }
 
     /// Sends what `send` makes until there is an answer.
@@ -113,6 +123,7 @@ impl Caller {
                 if !pause.is_zero() {
                     self.clock.sleep(pause).await;
                 }
+                self.leave_mark();
                 let error = match request.await {
                     Ok(answer) => {
                         self.pace.answered();
@@ -238,7 +249,7 @@ fn of_code(code: &str, status: u16) -> Trouble {
         | "PendingSnapshotLimitExceeded"
         | "SnapshotCreationPerVolumeRateExceeded"
         | "TooManyRequestsException" => Trouble::Throttled,
-        "DependencyViolation" | "InvalidSnapshot.InUse" => Trouble::InUse,
+        code if is_in_use(code) => Trouble::InUse,
         // EC2 says so with status 500, but asking again at once is no use.
         "InsufficientInstanceCapacity" => Trouble::Final,
         code if is_missing(code) => Trouble::Missing,

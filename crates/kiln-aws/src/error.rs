@@ -138,10 +138,30 @@ impl AwsError {
         self.code().is_some_and(is_missing)
     }
 
+    /// Something else stands on what was to be deleted.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.code().is_some_and(is_in_use)
+    }
+
     /// The operation met something of the same name.
     pub(crate) fn is_duplicate(&self) -> bool {
         self.code().is_some_and(|code| code.ends_with(".Duplicate"))
     }
+}
+
+/// Whether a deletion was carried out; that there is nothing to delete is no failure. Of what was listed a moment ago it may only mean that
+/// it cannot be seen for a moment.
+pub(crate) fn acknowledged<T>(deleted: Result<T, AwsError>) -> Result<bool, AwsError> {
+    match deleted {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_missing() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether `code` is EC2's word for something that something else stands on.
+pub(crate) fn is_in_use(code: &str) -> bool {
+    ["DependencyViolation", "InvalidSnapshot.InUse"].contains(&code)
 }
 
 /// Whether `code` is EC2's or EBS's word for something that does not exist, or cannot be seen yet.

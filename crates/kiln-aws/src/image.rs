@@ -12,7 +12,7 @@ use kiln_registry::Record;
 use crate::{
     Region,
     call::{Age, Look},
-    error::AwsError,
+    error::{AwsError, acknowledged},
     intent::{DISK, TAG, ec2_tags, tag, tagged},
     upload::{DEFAULT_KEY, Snapshot},
 };
@@ -200,13 +200,10 @@ impl Region {
         self.caller.call("CreateTags", Age::New, mark).await.map(drop)
     }
 
-    /// Deregisters an AMI; gone already is as good. Its snapshot stays.
-    pub(crate) async fn deregister(&self, ami: &str) -> Result<(), AwsError> {
+    /// Deregisters an AMI; gone already is as good, and `false`. Its snapshot stays.
+    pub(crate) async fn deregister(&self, ami: &str) -> Result<bool, AwsError> {
         let deregister = || self.ec2.deregister_image().image_id(ami).send();
-        match self.caller.call("DeregisterImage", Age::Old, deregister).await {
-            Err(error) if !error.is_missing() => Err(error),
-            _ => Ok(()),
-        }
+        acknowledged(self.caller.call("DeregisterImage", Age::Old, deregister).await)
     }
 }
 

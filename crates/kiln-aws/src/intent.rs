@@ -1,6 +1,11 @@
 //! The mark on all that is made for one purpose, and its entry in the ledger, which is there before anything else is.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use kiln_io::{
     dirs::Dirs,
@@ -27,6 +32,8 @@ pub(crate) struct Intent<'a> {
     pub(crate) remote: Remote,
     pub(crate) entry: EntryId,
     ledger: &'a Ledger,
+    /// What was made for it, though it may not be seen yet.
+    made: Mutex<Vec<String>>,
 }
 
 impl<'a> Intent<'a> {
@@ -73,7 +80,21 @@ impl<'a> Intent<'a> {
                 Ledger::join(dirs, &build)?.release(&entry)?;
             }
         }
-        Ok(Self { id, journals, remote, entry, ledger })
+        Ok(Self { id, journals, remote, entry, ledger, made: Mutex::default() })
+    }
+
+    /// Notes what was made.
+    pub(crate) fn note(&self, id: &str) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).push(id.to_owned());
+    }
+
+    pub(crate) fn made(&self) -> Vec<String> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a kiln before this one may have made something for it.
+    pub(crate) const fn is_taken_over(&self) -> bool {
+        self.journals.len() > 1
     }
 
     /// What was made is recorded elsewhere, or gone.

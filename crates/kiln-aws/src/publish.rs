@@ -111,7 +111,7 @@ impl Publisher<'_> {
     /// Publishes `record` to all `places` at once. What fails in one region changes nothing for another.
     pub async fn publish(&self, account: &Account, record: &Record, places: &[Place], sharing: &Sharing) -> Report {
         let regions = join_all(places.iter().map(|place| async {
-            let region = account.region(&place.region);
+            let region = account.region(&place.region).marking(self.ledger);
             (place.region.clone(), self.bring_to(&region, record, place, sharing).await)
         }));
         Report {
@@ -211,9 +211,7 @@ impl Publisher<'_> {
         let mut parents = parents(self.registry, region, image, Some(version), kms_key, &disk.layout)?;
         parents.splice(..0, self.tried.and_then(|tried| tried.parent(region, kms_key, &disk.layout)));
         let wanted = Wanted { disk, tags: &tags, kms_key, parents: &parents };
-        let snapshot = region.snapshot(intent, &wanted).await?;
-        let blocks = region.fill(intent, &snapshot, disk, &parents).await?;
-        region.read_back(&snapshot, &disk.layout, &parents).await?;
+        let (snapshot, blocks) = region.filled(intent, &wanted).await?;
         let found = region.register(record, &snapshot, boot_mode, &tags).await?;
         Ok((found, blocks))
     }

@@ -1,11 +1,16 @@
 //! What a dead kiln left in an account: everything with the mark of an intent in its ledger that no catalog knows.
 
-use std::{fs, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
 
 use kiln_io::{
     dirs::Dirs,
     ledger::{self, BuildReport, Ledger, Outstanding, Remote, Resource},
-    time::{Attempt, Policy, poll_until},
+    time::{Attempt, GaveUp, Policy, poll_until},
 };
 
 use crate::{
@@ -34,12 +39,14 @@ pub async fn reconcile(
 ) -> Released {
     let mut released = Released::default();
     for report in reports {
+        // Asked for once: what is released is written down, too.
+        let last = last_request(dirs, &report.build);
         for entry in &report.found {
             let Resource::Remote(remote) = &entry.resource else { continue };
             if remote.provider != PROVIDER {
                 continue;
             }
-            match settle(dirs, &report.build, entry, remote, (access(), open), &mut released).await {
+            match settle((dirs, &report.build, entry), remote, last, (access(), open), &mut released).await {
                 Ok(()) => {}
                 // Whatever comes next would say the same.
                 Err(error @ (AwsError::Stopped | AwsError::NoCredentials { .. })) => {
@@ -55,10 +62,9 @@ pub async fn reconcile(
 
 /// Releases what one entry of a ledger stands for.
 async fn settle(
-    dirs: &Dirs,
-    build: &str,
-    entry: &Outstanding,
+    (dirs, build, entry): (&Dirs, &str, &Outstanding),
     remote: &Remote,
+    last: Option<SystemTime>,
     (access, open): (Access, OpenCatalog<'_>),
     released: &mut Released,
 ) -> Result<(), AwsError> {
@@ -67,75 +73,120 @@ async fn settle(
         return Err(AwsError::OtherAccount { expected: remote.account.clone(), found: account.number });
     }
     let region = account.region(&remote.region);
-    let since = age(dirs, build, &region);
-    release(&region, remote, since, open, released).await?;
+    let age = last.and_then(|last| region.caller.clock.wall().duration_since(last).ok()).unwrap_or_default();
+    let sweeping = Sweeping { region: &region, remote, age, expected: &[], open };
+    sweeping.release(released).await?;
     Ok(Ledger::join(dirs, build)?.release(&entry.id)?)
 }
 
-/// How long ago something was last written down about the build: what was made then may not be seen yet.
-fn age(dirs: &Dirs, build: &str, region: &Region) -> Duration {
-    let written = fs::metadata(dirs.build(build).join(ledger::FILE)).and_then(|ledger| ledger.modified());
-    let now = region.caller.clock.wall();
-    written.ok().and_then(|written| now.duration_since(written).ok()).unwrap_or_default()
+/// When the build sent its last request, or wrote down that it would: what was made then may not be seen yet.
+fn last_request(dirs: &Dirs, build: &str) -> Option<SystemTime> {
+    fs::metadata(dirs.build(build).join(ledger::FILE)).and_then(|ledger| ledger.modified()).ok()
 }
 
-/// Deletes what carries the intent, until nothing more can come to light.
-pub(crate) async fn release(
-    region: &Region,
-    remote: &Remote,
-    age: Duration,
-    open: OpenCatalog<'_>,
-    released: &mut Released,
-) -> Result<(), AwsError> {
-    let caller = &region.caller;
-    let policy = Policy { deadline: caller.patience.visible.saturating_sub(age), ..caller.patience.progress };
-    let found = std::sync::Mutex::new(Vec::new());
-    let attempt = || async {
-        match sweep(region, remote, open).await {
-            Ok(swept) => {
-                let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                found.extend(swept);
-                Attempt::<(), _>::Again(None)
+/// What carries an intent is to be deleted.
+pub(crate) struct Sweeping<'a> {
+    pub(crate) region: &'a Region,
+    pub(crate) remote: &'a Remote,
+    /// How long ago something may have been made that nobody knows of.
+    pub(crate) age: Duration,
+    /// What is known to be there, though it may not be seen yet.
+    pub(crate) expected: &'a [String],
+    pub(crate) open: OpenCatalog<'a>,
+}
+
+/// What a sweep came upon.
+#[derive(Debug, Default)]
+pub(crate) struct Swept {
+    gone: BTreeSet<String>,
+    kept: BTreeSet<String>,
+    /// Listed, and not there when it was to be deleted: gone by then, or not to be seen for a moment.
+    unsure: BTreeSet<String>,
+}
+
+impl Swept {
+    /// Notes what was listed, and whether its deletion was acknowledged.
+    pub(crate) fn note(&mut self, id: String, gone: bool) {
+        if gone {
+            self.unsure.remove(&id);
+            self.gone.insert(id);
+        } else if !self.gone.contains(&id) {
+            self.unsure.insert(id);
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        other.gone.into_iter().for_each(|id| self.note(id, true));
+        other.unsure.into_iter().for_each(|id| self.note(id, false));
+        self.kept.extend(other.kept);
+    }
+}
+
+impl Sweeping<'_> {
+    /// Deletes what can be seen, again and again until nothing more can come to light.
+    pub(crate) async fn release(&self, released: &mut Released) -> Result<(), AwsError> {
+        let caller = &self.region.caller;
+        let visible = caller.patience.visible;
+        let least = visible.saturating_sub(self.age);
+        let policy = Policy { deadline: visible, ..caller.patience.progress };
+        let began = caller.clock.monotonic();
+        let all = Mutex::new(Swept::default());
+        let attempt = || async {
+            match self.sweep().await {
+                Ok(swept) => {
+                    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.add(swept);
+                    let late = caller.clock.monotonic().saturating_sub(began) >= least;
+                    let known = self.expected.iter().all(|expected| all.gone.contains(expected));
+                    if late && known && all.unsure.is_empty() { Attempt::Done(()) } else { Attempt::Again(None) }
+                }
+                // What uses it came to light only now, and the next sweep takes that first.
+                Err(error) if error.is_in_use() => Attempt::Again(Some(error)),
+                Err(error) => Attempt::Stop(Some(error)),
             }
-            Err(error) => Attempt::Stop(Some(error)),
+        };
+        let mut swept = poll_until(caller.clock.as_ref(), policy, &caller.cancel, attempt).await;
+        if matches!(swept, Err(GaveUp::Deadline(Some(_)))) {
+            // Waiting for it to be free took all of the time.
+            let once = Policy { deadline: Duration::ZERO, ..policy };
+            swept = poll_until(caller.clock.as_ref(), once, &caller.cancel, attempt).await;
         }
-    };
-    let swept = poll_until(caller.clock.as_ref(), policy, &caller.cancel, attempt).await;
-    for (id, gone) in found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        let list = if gone { &mut released.gone } else { &mut released.kept };
-        let entry = (id, region.name.clone());
-        if !list.contains(&entry) {
-            list.push(entry);
+        let all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let here = |id| (id, self.region.name.clone());
+        released.gone.extend(all.gone.into_iter().chain(all.unsure).map(here));
+        released.kept.extend(all.kept.into_iter().map(here));
+        match swept {
+            Err(GaveUp::Cancelled) => Err(AwsError::Stopped),
+            Err(GaveUp::Stopped(Some(error)) | GaveUp::Deadline(Some(error))) => Err(error),
+            _ => Ok(()),
         }
     }
-    match swept {
-        Err(kiln_io::time::GaveUp::Cancelled) => Err(AwsError::Stopped),
-        Err(kiln_io::time::GaveUp::Stopped(Some(error))) => Err(error),
-        _ => Ok(()),
-    }
-}
 
-/// Deletes what can be seen now: AMIs first, then the snapshots under them. What is recorded stays.
-async fn sweep(region: &Region, remote: &Remote, open: OpenCatalog<'_>) -> Result<Vec<(String, bool)>, AwsError> {
-    if is_temporary(remote) {
-        return Ok(region.dismantle(&remote.intent).await?.into_iter().map(|id| (id, true)).collect());
-    }
-    let recorded = |id: &str| is_recorded(open, &remote.catalog, &remote.subject, id);
-    let mut found = Vec::new();
-    for image in region.images_of(&remote.intent).await? {
-        let kept = recorded(&image.ami)?;
-        if !kept {
-            region.deregister(&image.ami).await?;
+    /// Deletes what can be seen now: AMIs first, then the snapshots under them. What is recorded stays.
+    async fn sweep(&self) -> Result<Swept, AwsError> {
+        let Self { region, remote, .. } = self;
+        if is_temporary(remote) {
+            return region.dismantle(&remote.intent).await;
         }
-        found.push((image.ami, !kept));
-    }
-    for snapshot in region.snapshots_of(&remote.intent).await? {
-        let Some(id) = snapshot.snapshot_id else { continue };
-        let kept = recorded(&id)?;
-        if !kept {
-            region.delete_snapshot(&id).await?;
+        let recorded = |id: &str| is_recorded(self.open, &remote.catalog, &remote.subject, id);
+        let mut swept = Swept::default();
+        for image in region.images_of(&remote.intent).await? {
+            if recorded(&image.ami)? {
+                swept.kept.insert(image.ami);
+            } else {
+                let gone = region.deregister(&image.ami).await?;
+                swept.note(image.ami, gone);
+            }
         }
-        found.push((id, !kept));
+        for snapshot in region.snapshots_of(&remote.intent).await? {
+            let Some(id) = snapshot.snapshot_id else { continue };
+            if recorded(&id)? {
+                swept.kept.insert(id);
+            } else {
+                let gone = region.delete_snapshot(&id).await?;
+                swept.note(id, gone);
+            }
+        }
+        Ok(swept)
     }
-    Ok(found)
 }

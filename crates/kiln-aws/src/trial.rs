@@ -30,7 +30,7 @@ use crate::{
     image::boot_mode,
     intent::{Intent, TAG},
     publish::parents,
-    reconcile,
+    reconcile::Sweeping,
     upload::{Disk, Parent, Wanted},
 };
 
@@ -85,11 +85,11 @@ impl Tried {
 impl Trial {
     /// Makes the AMI. Its intent is in the ledger of the build before anything else is; on an error nothing is left, or it stands there.
     pub async fn prepare(account: &Account, dirs: &Dirs, trying: Trying<'_>) -> Result<Self, AwsError> {
-        let region = account.region(trying.region);
         let disk = disk(&trying)?;
         let missing = || AwsError::NotBootable { what: format!("the disk of {}", trying.image) };
         let boots = boot_mode(firmware(disk.bytes.as_ref()).map_err(AwsError::Disk)?).ok_or_else(missing)?;
         let ledger = Ledger::join(dirs, trying.build)?;
+        let region = account.region(trying.region).marking(&ledger);
         let subject = format!("a trial of {} in build {}", trying.image, trying.build);
         // No registry ever knows it.
         let intent = Intent::declare(dirs, &ledger, &region, &subject, PathBuf::new())?;
@@ -101,10 +101,9 @@ impl Trial {
             let parents = before.and_then(Result::ok).unwrap_or_default();
             let tags = tags(&trying, &intent.id);
             let wanted = Wanted { disk: &disk, tags: &tags, kms_key: trying.kms_key, parents: &parents };
-            let snapshot = region.snapshot(&intent, &wanted).await?;
-            region.fill(&intent, &snapshot, &disk, &parents).await?;
-            region.read_back(&snapshot, &disk.layout, &parents).await?;
+            let (snapshot, _) = region.filled(&intent, &wanted).await?;
             let found = region.register_trial(&snapshot, &boots, &tags).await?;
+            intent.note(&found.ami);
             region.available(&found.ami).await?;
             Ok::<_, AwsError>(found)
         };
@@ -123,7 +122,7 @@ impl Trial {
                 Ok(Self { region, remote, ledger, entry, ami: found.ami, tried })
             }
             Err(error) => {
-                give_back(&region, &remote, &ledger, &entry, is_doubtful(&error)).await;
+                give_back(&region, &remote, (&ledger, &entry), &intent.made(), is_doubtful(&error)).await;
                 Err(error)
             }
         }
@@ -141,9 +140,11 @@ impl Trial {
     /// Takes it away, also after somebody asked to stop.
     pub async fn release(&self) -> Result<(), AwsError> {
         let region = self.region.afterwards();
-        // What a lost answer made was seen when it was waited for.
+        // A request that was sent twice made one thing all the same.
         let age = region.seen_since(false);
-        reconcile::release(&region, &self.remote, age, &no_catalog, &mut Released::default()).await?;
+        let expected = [self.ami.clone(), self.tried.snapshot.clone()];
+        let sweeping = Sweeping { region: &region, remote: &self.remote, age, expected: &expected, open: &no_catalog };
+        sweeping.release(&mut Released::default()).await?;
         Ok(self.ledger.release(&self.entry)?)
     }
 }

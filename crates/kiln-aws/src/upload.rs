@@ -27,12 +27,14 @@ use crate::{
     Note, Region,
     blocks::{self, BLOCK, Layout, Unwritten},
     call::{Age, Look},
-    error::AwsError,
+    error::{AwsError, acknowledged},
     intent::{DISK, Intent, TAG, tag, tagged},
 };
 
 /// Blocks on their way at once, which is also what bounds the memory: 512 KiB each.
 const IN_FLIGHT: usize = 32;
+/// Snapshots of one disk that may fail or vanish before that is an error.
+const REPLACED: usize = 2;
 /// How long EBS keeps an unfinished snapshot to which nothing is written, in minutes.
 const KEPT: i32 = 24 * 60;
 
@@ -82,12 +84,40 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl Region {
-    /// The snapshot of `intent`: the one that is there, else a new one.
-    pub(crate) async fn snapshot(&self, intent: &Intent<'_>, wanted: &Wanted<'_>) -> Result<Snapshot, AwsError> {
+    /// The snapshot of `intent` with the disk in it, read back, and how many blocks were put for it. One that fails, or that somebody
+    /// deletes, is replaced.
+    pub(crate) async fn filled(&self, intent: &Intent<'_>, wanted: &Wanted<'_>) -> Result<(Snapshot, usize), AwsError> {
+        let mut spoiled = Vec::new();
+        loop {
+            let snapshot = self.snapshot(intent, wanted, &spoiled).await?;
+            intent.note(&snapshot.id);
+            let filled = async {
+                let put = self.fill(intent, &snapshot, wanted).await?;
+                self.read_back(&snapshot, &wanted.disk.layout, wanted.parents).await.map(|()| put)
+            };
+            match filled.await {
+                Ok(put) => return Ok((snapshot, put)),
+                Err(error) if spoiled.len() < REPLACED && is_spoiled(&error) => spoiled.push(snapshot.id),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The snapshot of `intent`: the one that is there, else a new one. Those that are `spoiled` are deleted.
+    async fn snapshot(
+        &self,
+        intent: &Intent<'_>,
+        wanted: &Wanted<'_>,
+        spoiled: &[String],
+    ) -> Result<Snapshot, AwsError> {
         // What the token of a request to start one is made of: a kiln that goes on for another, whose snapshot cannot be seen yet,
         // gets that one and no second.
         let mut basis = intent.id.clone();
-        if let Some(found) = self.find_snapshot(&intent.id, &mut basis).await? {
+        for id in spoiled {
+            self.delete_snapshot(id).await?;
+            basis.push_str(id);
+        }
+        if let Some(found) = self.find_snapshot(&intent.id, spoiled, &mut basis).await? {
             self.caller.watch.note(&self.name, Note::Resumed { snapshot: &found.id });
             return Ok(found);
         }
@@ -95,10 +125,18 @@ impl Region {
     }
 
     /// The snapshot that carries the mark of `intent`. One that failed is deleted and does not count; `basis` gets its id.
-    async fn find_snapshot(&self, intent: &str, basis: &mut String) -> Result<Option<Snapshot>, AwsError> {
+    async fn find_snapshot(
+        &self,
+        intent: &str,
+        spoiled: &[String],
+        basis: &mut String,
+    ) -> Result<Option<Snapshot>, AwsError> {
         let mut found = None;
         for snapshot in self.snapshots_of(intent).await? {
             let Some(id) = snapshot.snapshot_id else { continue };
+            if spoiled.contains(&id) {
+                continue;
+            }
             if snapshot.state == Some(SnapshotState::Error) {
                 self.delete_snapshot(&id).await?;
                 basis.push_str(&id);
@@ -144,13 +182,10 @@ impl Region {
         }
     }
 
-    /// Deletes a snapshot whose AMI is deregistered; gone already is as good.
-    pub(crate) async fn delete_snapshot(&self, id: &str) -> Result<(), AwsError> {
+    /// Deletes a snapshot whose AMI is deregistered; gone already is as good, and `false`.
+    pub(crate) async fn delete_snapshot(&self, id: &str) -> Result<bool, AwsError> {
         let delete = || self.ec2.delete_snapshot().snapshot_id(id).send();
-        match self.caller.call("DeleteSnapshot", Age::Freed, delete).await {
-            Err(error) if !error.is_missing() => Err(error),
-            _ => Ok(()),
-        }
+        acknowledged(self.caller.call("DeleteSnapshot", Age::Freed, delete).await)
     }
 
     async fn start(&self, wanted: &Wanted<'_>, basis: &str) -> Result<Snapshot, AwsError> {
@@ -194,13 +229,8 @@ impl Region {
     }
 
     /// Fills `snapshot` with what of `disk` it lacks, completes it, and waits until it is there. How many blocks were put.
-    pub(crate) async fn fill(
-        &self,
-        intent: &Intent<'_>,
-        snapshot: &Snapshot,
-        disk: &Disk,
-        parents: &[Parent],
-    ) -> Result<usize, AwsError> {
+    async fn fill(&self, intent: &Intent<'_>, snapshot: &Snapshot, wanted: &Wanted<'_>) -> Result<usize, AwsError> {
+        let Wanted { disk, parents, .. } = wanted;
         let parent = parents.iter().find(|parent| Some(&parent.snapshot) == snapshot.parent.as_ref());
         let mut put = 0;
         if !snapshot.complete {
@@ -213,11 +243,18 @@ impl Region {
             self.caller.watch.note(&self.name, note);
             let missing: Vec<u32> = blocks.into_iter().filter(|block| !sums.contains_key(block)).collect();
             put = missing.len();
-            sums.extend(self.put_all(&snapshot.id, disk, missing, &mut journal).await?);
+            match self.put_all(&snapshot.id, disk, missing, &mut journal).await {
+                Ok(put) => sums.extend(put),
+                // A kiln before this one had completed it, and that cannot be seen yet. Whether all is there, reading it back says.
+                Err(AwsError::Refused { code, .. }) if code == "ValidationException" && intent.is_taken_over() => {
+                    return self.completed(&snapshot.id).await.map(|()| 0);
+                }
+                Err(error) => return Err(error),
+            }
             match self.complete(&snapshot.id, &sums).await {
                 // A kiln before this one may have been stopped right after it had asked for the same.
                 Err(AwsError::Refused { code, .. })
-                    if put == 0 && code == "ValidationException" && self.completed(&snapshot.id).await.is_ok() => {}
+                    if put == 0 && code == "ValidationException" && intent.is_taken_over() => {}
                 Err(error) => {
                     // Whatever is wrong with what was put, the next run puts all of it.
                     if matches!(error, AwsError::Refused { .. }) {
@@ -318,6 +355,11 @@ impl Region {
             _ => Ok(Look::Under(snapshot.progress.unwrap_or_default())),
         }
     }
+}
+
+/// Whether another snapshot may do better.
+fn is_spoiled(error: &AwsError) -> bool {
+    matches!(error, AwsError::Snapshot { .. }) || error.is_missing()
 }
 
 /// One block of a disk and its SHA-256, on a thread that may wait for the disk.

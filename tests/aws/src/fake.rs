@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kiln_io::time::{Clock as _, SystemClock};
+use kiln_io::time::{Clock, SystemClock};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -112,6 +112,11 @@ impl Fake {
 
     pub fn pace(&self, pace: Pace) {
         lock(&self.shared.world).pace = pace;
+    }
+
+    /// By the callers' clock everything is found after so long, whatever the pace says.
+    pub fn seen_after(&self, clock: Arc<dyn Clock>, limit: Duration) {
+        lock(&self.shared.world).seen_after = Some((clock, limit));
     }
 
     /// Lets time pass: tokens and unfinished snapshots expire, images become deprecated.

@@ -3,10 +3,12 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use kiln_core::moment::Moment;
+use kiln_io::time::Clock;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -89,8 +91,8 @@ pub(crate) struct Region {
     pub(crate) scaling: BTreeMap<String, ScalingGroup>,
     pub(crate) network: Network,
     pub(crate) tags: BTreeMap<String, Tags>,
-    /// Reads until each new resource is found.
-    unseen: HashMap<String, u32>,
+    /// Reads until each new resource is found, and when it was made by the callers' clock.
+    unseen: HashMap<String, (u32, Duration)>,
 }
 
 impl Region {
@@ -99,8 +101,12 @@ impl Region {
     }
 
     /// One read of a resource: whether it is found.
-    pub(crate) fn sees(&mut self, id: &str, flapping: bool) -> bool {
-        let Some(left) = self.unseen.get_mut(id) else { return true };
+    fn sees(&mut self, id: &str, flapping: bool, oldest: Option<Duration>) -> bool {
+        let Some((left, made)) = self.unseen.get_mut(id) else { return true };
+        if oldest.is_some_and(|oldest| *made <= oldest) {
+            self.unseen.remove(id);
+            return true;
+        }
         *left -= 1;
         let left = *left;
         if left == 0 {
@@ -126,6 +132,8 @@ pub(crate) struct World {
     pub(crate) ends: Vec<String>,
 
     pub(crate) pace: Pace,
+    /// By this clock everything is found after so long, however few reads there were.
+    pub(crate) seen_after: Option<(Arc<dyn Clock>, Duration)>,
     pub(crate) blocks: Blocks,
     /// Blocks written so far, to tell one writing from the next.
     pub(crate) puts: u64,
@@ -151,6 +159,7 @@ impl World {
             stops: Vec::new(),
             ends: Vec::new(),
             pace: Pace::default(),
+            seen_after: None,
             blocks: Blocks::new()?,
             puts: 0,
             capacity: BTreeMap::new(),
@@ -205,10 +214,11 @@ impl World {
     pub(crate) fn note(&mut self, id: &str, tags: Tags) {
         self.created.push(id.to_owned());
         let reads = self.pace.hidden + if self.pace.flapping { 2 } else { 0 };
+        let made = self.seen_after.as_ref().map(|(clock, _)| clock.monotonic()).unwrap_or_default();
         let here = self.here();
         here.tags.insert(id.to_owned(), tags);
         if reads > 0 {
-            here.unseen.insert(id.to_owned(), reads);
+            here.unseen.insert(id.to_owned(), (reads, made));
         }
     }
 
@@ -222,7 +232,8 @@ impl World {
 
     pub(crate) fn sees(&mut self, id: &str) -> bool {
         let flapping = self.pace.flapping;
-        self.here().sees(id, flapping)
+        let oldest = self.seen_after.as_ref().and_then(|(clock, limit)| clock.monotonic().checked_sub(*limit));
+        self.here().sees(id, flapping, oldest)
     }
 
     /// The way of what this call creates.

@@ -7,8 +7,9 @@ use super::state::state;
 use crate::{
     Region,
     call::{Age, Look},
-    error::AwsError,
+    error::{AwsError, acknowledged},
     intent::{TAG, tagged},
+    reconcile::Swept,
 };
 
 /// Whether what was made for `remote` was made for a bake or a trial, and none of it is to stay.
@@ -17,53 +18,56 @@ pub(crate) fn is_temporary(remote: &Remote) -> bool {
 }
 
 impl Region {
-    /// Takes away what can be seen of it now: instances, and when they have ended, AMIs, volumes, snapshots, groups, keys. The ids of what
-    /// there was.
-    pub(crate) async fn dismantle(&self, intent: &str) -> Result<Vec<String>, AwsError> {
-        let mut gone = self.end_instances(intent).await?;
+    /// Takes away what can be seen of it now: instances, and when they have ended, AMIs, volumes, snapshots, groups, keys.
+    pub(crate) async fn dismantle(&self, intent: &str) -> Result<Swept, AwsError> {
+        let mut swept = Swept::default();
+        for instance in self.end_instances(intent).await? {
+            swept.note(instance, true);
+        }
         for image in self.images_of(intent).await? {
-            self.deregister(&image.ami).await?;
-            gone.push(image.ami);
+            let gone = self.deregister(&image.ami).await?;
+            swept.note(image.ami, gone);
         }
         for volume in self.volumes_of(intent).await? {
-            self.delete_volume(&volume).await?;
-            gone.push(volume);
+            let gone = self.delete_volume(&volume).await?;
+            swept.note(volume, gone);
         }
         for snapshot in self.snapshots_of(intent).await? {
             let Some(id) = snapshot.snapshot_id else { continue };
-            self.delete_snapshot(&id).await?;
-            gone.push(id);
+            let gone = self.delete_snapshot(&id).await?;
+            swept.note(id, gone);
         }
         for group in self.groups_of(intent).await? {
-            self.delete_group(&group).await?;
-            gone.push(group);
+            let gone = self.delete_group(&group).await?;
+            swept.note(group, gone);
         }
         for key in self.keys_of(intent).await? {
-            let delete = || self.ec2.delete_key_pair().key_pair_id(&key).send();
-            missing_is_fine(self.caller.call("DeleteKeyPair", Age::Old, delete).await)?;
-            gone.push(key);
+            let delete = || self.ec2.delete_key_pair().key_name(&key).send();
+            let gone = acknowledged(self.caller.call("DeleteKeyPair", Age::Old, delete).await)?;
+            swept.note(key, gone);
         }
-        Ok(gone)
+        Ok(swept)
     }
 
     /// Ends every instance of the intent and waits until it holds neither volume nor group any more.
     async fn end_instances(&self, intent: &str) -> Result<Vec<String>, AwsError> {
-        let running = self.instances_of(intent).await?;
+        let all = self.instances_of(intent).await?;
+        let running = living(&all);
         for instance in &running {
             self.terminate(instance).await?;
         }
         let look = || async {
-            let left = self.instances_of(intent).await?;
+            let left = living(&self.instances_of(intent).await?);
             Ok(if left.is_empty() { Look::Done(()) } else { Look::Under(left.join(", ")) })
         };
         if !running.is_empty() {
             self.caller.wait("the end of the instance", look).await?;
         }
-        Ok(running)
+        Ok(all.into_iter().map(|(instance, _)| instance).collect())
     }
 
-    /// Instances that are not over.
-    async fn instances_of(&self, intent: &str) -> Result<Vec<String>, AwsError> {
+    /// Instances, and whether they are not over yet.
+    async fn instances_of(&self, intent: &str) -> Result<Vec<(String, bool)>, AwsError> {
         pages(|next| async move {
             let look = || {
                 let request = self.ec2.describe_instances().filters(tagged(TAG, intent));
@@ -71,8 +75,11 @@ impl Region {
             };
             let found = self.caller.call("DescribeInstances", Age::Old, look).await?;
             let instances = found.reservations.unwrap_or_default().into_iter().filter_map(|found| found.instances);
-            let living = instances.flatten().filter(|instance| state(instance) != Some(InstanceStateName::Terminated));
-            Ok((living.filter_map(|instance| instance.instance_id).collect(), found.next_token))
+            let each = instances.flatten().filter_map(|instance| {
+                let lives = state(&instance) != Some(InstanceStateName::Terminated);
+                Some((instance.instance_id?, lives))
+            });
+            Ok((each.collect(), found.next_token))
         })
         .await
     }
@@ -103,15 +110,15 @@ impl Region {
         .await
     }
 
-    /// Key pairs come on one page.
+    /// Their names. Key pairs come on one page.
     async fn keys_of(&self, intent: &str) -> Result<Vec<String>, AwsError> {
         let look = || self.ec2.describe_key_pairs().filters(tagged(TAG, intent)).send();
         let found = self.caller.call("DescribeKeyPairs", Age::Old, look).await?;
-        Ok(found.key_pairs.unwrap_or_default().into_iter().filter_map(|key| key.key_pair_id).collect())
+        Ok(found.key_pairs.unwrap_or_default().into_iter().filter_map(|key| key.key_name).collect())
     }
 
     /// A volume that is still being detached is waited for.
-    async fn delete_volume(&self, volume: &str) -> Result<(), AwsError> {
+    async fn delete_volume(&self, volume: &str) -> Result<bool, AwsError> {
         let look = || async {
             let delete = || self.ec2.delete_volume().volume_id(volume).send();
             held(self.caller.call("DeleteVolume", Age::Old, delete).await, &["VolumeInUse", "IncorrectState"])
@@ -120,7 +127,7 @@ impl Region {
     }
 
     /// A group that a vanishing interface still belongs to is waited for.
-    async fn delete_group(&self, group: &str) -> Result<(), AwsError> {
+    async fn delete_group(&self, group: &str) -> Result<bool, AwsError> {
         let look = || async {
             let delete = || self.ec2.delete_security_group().group_id(group).send();
             held(self.caller.call("DeleteSecurityGroup", Age::Old, delete).await, &["DependencyViolation"])
@@ -129,10 +136,14 @@ impl Region {
     }
 }
 
+fn living(instances: &[(String, bool)]) -> Vec<String> {
+    instances.iter().filter(|(_, lives)| *lives).map(|(instance, _)| instance.clone()).collect()
+}
+
 /// What all pages list; `page` gives one, and the token of the next.
-async fn pages<F>(page: impl Fn(Option<String>) -> F) -> Result<Vec<String>, AwsError>
+async fn pages<T, F>(page: impl Fn(Option<String>) -> F) -> Result<Vec<T>, AwsError>
 where
-    F: Future<Output = Result<(Vec<String>, Option<String>), AwsError>>,
+    F: Future<Output = Result<(Vec<T>, Option<String>), AwsError>>,
 {
     let (mut all, mut next) = (Vec::new(), None);
     loop {
@@ -145,18 +156,10 @@ where
     }
 }
 
-/// Done, unless somebody still holds it, for which EC2 has these words.
-fn held<T>(deleted: Result<T, AwsError>, words: &[&str]) -> Result<Look<()>, AwsError> {
-    match missing_is_fine(deleted) {
-        Ok(()) => Ok(Look::Done(())),
+/// Whether it was deleted, unless somebody still holds it, for which EC2 has these words.
+fn held<T>(deleted: Result<T, AwsError>, words: &[&str]) -> Result<Look<bool>, AwsError> {
+    match acknowledged(deleted) {
         Err(AwsError::Refused { code, .. }) if words.contains(&code.as_str()) => Ok(Look::Under(code)),
-        Err(error) => Err(error),
-    }
-}
-
-fn missing_is_fine<T>(deleted: Result<T, AwsError>) -> Result<(), AwsError> {
-    match deleted {
-        Err(error) if !error.is_missing() => Err(error),
-        _ => Ok(()),
+        deleted => deleted.map(Look::Done),
     }
 }

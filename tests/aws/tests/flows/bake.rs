@@ -268,27 +268,28 @@ fn a_sealed_image_that_does_not_hold_what_the_guest_held_is_not_published() {
 #[test]
 fn a_bake_that_changes_no_file_gives_the_version_that_stands_for_it_an_ami() {
     let scene = Scene::new("ec2-same", "echo baked by kiln > /srv/page; touch -d @1000000000 /srv/page /srv");
-    let (said, built) =
-        scene.run("build", &["--no-publish", "--output", &scene.home.path("out").display().to_string()]);
+    let template = scene.home.path("web/template.toml");
+    let change = |from: &str, to: &str| {
+        let text = fs::read_to_string(&template).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(&template, text.replace(from, to)).unwrap();
+    };
+    change("version = \"1.0.0\"", "version = \"auto\"");
+    let output = scene.home.path("out").display().to_string();
+    let (said, built) = scene.run("build", &["--no-publish", "--output", &output]);
     assert!(built.status.success() && scene.ours().is_empty(), "{said}\n{}", scene.guest_log());
     let (said, built) = scene.run("build", &[]);
     assert!(built.status.success(), "{said}\n{}", scene.guest_log());
-    let ami = scene.ours()[0].id.clone();
-    for image in [&ami] {
-        scene.fake.ec2(Fake::ACCOUNT, REGION, "DeregisterImage", &[("ImageId", image)]).unwrap();
-    }
-    let template = scene.home.path("web/template.toml");
-    let text = fs::read_to_string(&template).unwrap();
-    fs::write(
-        &template,
-        text.replace("touch -d", "true; touch -d").replace("version = \"1.0.0\"", "version = \"1.1.0\""),
-    )
-    .unwrap();
+    let first = scene.ours();
+    scene.fake.ec2(Fake::ACCOUNT, REGION, "DeregisterImage", &[("ImageId", &first[0].id)]).unwrap();
+    change("touch -d", "true; touch -d");
     let (said, built) = scene.run("build", &[]);
     assert!(built.status.success(), "{said}\n{}", scene.guest_log());
-    assert!(said.contains("every file is as in web 1.0.0: nothing is published"), "{said}");
-    let ours = scene.ours();
-    assert_eq!((ours.len(), ours[0].tags["kiln:version"].as_str()), (2, "1.0.0"), "{said}");
+    let version = &first[0].tags["kiln:version"];
+    assert!(said.contains(&format!("every file is as in web {version}: nothing is published")), "{said}");
+    let second = scene.ours();
+    assert!(second.len() == 2 && second[0].id != first[0].id, "{said}: {second:?}");
+    assert_eq!(&second[0].tags["kiln:version"], version);
 }
 
 #[test]

@@ -67,7 +67,9 @@ impl Bench {
         let scratch = Scratch::new(&format!("aws-{name}-{}", &nonce()[..8]));
         let directory = |name| scratch.0.join(name);
         let dirs = Dirs { cache: directory("cache"), state: directory("state"), data: directory("data") };
-        Self { fake: Fake::start(), registry: scratch.registry(), dirs, scratch, clock, patience }
+        let fake = Fake::start();
+        fake.seen_after(clock.clone(), patience.visible);
+        Self { fake, registry: scratch.registry(), dirs, scratch, clock, patience }
     }
 
     /// Publishes `disk` as a version of `web` into the registry.
@@ -199,12 +201,15 @@ impl Bench {
 
     /// From now on the kilns that ran so far are dead: their ledgers name another process.
     pub(crate) fn die(&self) {
+        // By the clock that they had, which may be ahead.
+        let now = self.clock.wall();
         for build in fs::read_dir(self.dirs.state.join("builds")).into_iter().flatten().flatten() {
             let path = build.path().join(ledger::FILE);
             let text = fs::read_to_string(&path).unwrap();
             let mut first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
             first["owner"]["pid"] = (1 << 30).into();
             fs::write(&path, format!("{text}{first}\n")).unwrap();
+            fs::File::options().append(true).open(&path).unwrap().set_modified(now).unwrap();
         }
     }
 

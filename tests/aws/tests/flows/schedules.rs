@@ -155,6 +155,7 @@ async fn play(case: &Case) -> (Damage, Vec<String>) {
     let ledger = stage.bench.fake.ledger();
     let met = ledger[began..].iter().filter_map(|entry| entry.fault.as_ref().map(trouble::name)).collect();
     let mut damage = Damage::default();
+    let disturbed = ledger.len();
     if case.then == Then::Again {
         damage.expect_done("the second run", &stage.run(case.flow).await);
         stage.reached(case.flow, &mut damage);
@@ -165,6 +166,16 @@ async fn play(case: &Case) -> (Damage, Vec<String>) {
         damage.expect_done("the run after it was cleaned", &stage.run(case.flow).await);
         stage.reached(case.flow, &mut damage);
         stage.judge(&mut damage);
+    }
+    if std::env::var_os("KILN_SCHEDULE").is_some() {
+        for call in &stage.bench.fake.ledger()[began..] {
+            let phase = if call.number as usize > disturbed { "then" } else { "" };
+            let fault = call.fault.as_ref().map(trouble::name);
+            println!(
+                "{:4} {phase:4} {} {} {fault:?} {:?} {:?} {:?}",
+                call.number, call.region, call.action, call.refused, call.created, call.deleted
+            );
+        }
     }
     (damage, met)
 }
