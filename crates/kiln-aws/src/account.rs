@@ -1,6 +1,9 @@
 //! Who we are, and a client for each region.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_ec2::config::{Credentials, ProvideCredentials as _};
@@ -80,9 +83,9 @@ impl Region {
         }
     }
 
-    /// How long ago the last thing was made, as far as it matters: what was certainly seen was made long ago.
-    pub(crate) fn seen_since(&self, doubtful: bool) -> Duration {
-        if doubtful { Duration::ZERO } else { self.caller.patience.visible }
+    /// How long ago something was made that nobody knows of: certainly long enough, when no request is in doubt.
+    pub(crate) fn seen_since(&self) -> Duration {
+        if self.caller.doubtful.load(Ordering::Relaxed) { Duration::ZERO } else { self.caller.patience.visible }
     }
 }
 
@@ -143,6 +146,7 @@ impl Account {
             pace: Pace::up_to(self.access.patience.retry.max / 4),
             watch: self.access.watch.clone(),
             mark: None,
+            doubtful: Arc::default(),
         }
     }
 }

@@ -15,10 +15,7 @@ mod user_data;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use kiln_core::{ImageName, plan::Ec2Machine};
@@ -65,8 +62,6 @@ pub struct Instance {
     address: String,
     /// The root volume.
     volume: String,
-    /// A request that makes something may have been carried out twice.
-    doubtful: AtomicBool,
     /// What was made, though it may not be seen yet.
     known: Mutex<Vec<String>>,
 }
@@ -120,11 +115,10 @@ impl Instance {
                 launched,
                 address: up.address,
                 volume: up.volume,
-                doubtful: AtomicBool::new(false),
                 known: Mutex::new(known),
             }),
             Err(error) => {
-                give_back(&region, &remote, (&ledger, &entry), &known, is_doubtful(&error)).await;
+                give_back(&region, &remote, (&ledger, &entry), &known).await;
                 Err(error)
             }
         }
@@ -171,11 +165,9 @@ impl Instance {
     pub async fn disk(&self, to: &Path, progress: &(dyn Fn(u64, u64) + Send + Sync)) -> Result<u64, AwsError> {
         self.region.ended(&self.launched.id, self.machine.shutdown_timeout).await?;
         let tags = self.tags();
-        let (snapshot, attempts) = self.region.snapshot_of(&self.volume, &tags).await?;
-        if attempts > 1 {
-            self.doubtful.store(true, Ordering::Relaxed);
-        }
+        let snapshot = self.region.snapshot_of(&self.volume, &tags).await?;
         self.know(snapshot.clone());
+        self.region.completed(&snapshot).await?;
         self.region.fetch(&snapshot, to, progress).await
     }
 
@@ -183,7 +175,7 @@ impl Instance {
     pub async fn release(&self) -> Result<Released, AwsError> {
         let region = self.region.afterwards();
         region.terminate(&self.launched.id).await?;
-        let age = region.seen_since(self.doubtful.load(Ordering::Relaxed));
+        let age = region.seen_since();
         // The instance was told to end by its id, and may not be seen any more.
         let mut expected = self.known().clone();
         expected.retain(|id| *id != self.launched.id);
@@ -216,10 +208,9 @@ pub(crate) async fn give_back(
     remote: &Remote,
     (ledger, entry): (&Ledger, &EntryId),
     expected: &[String],
-    doubtful: bool,
 ) {
     let region = region.afterwards();
-    let age = region.seen_since(doubtful);
+    let age = region.seen_since();
     let sweeping = Sweeping { region: &region, remote, age, expected, open: &no_catalog };
     let swept = sweeping.release(&mut Released::default()).await;
     if swept.is_ok() {
@@ -230,11 +221,6 @@ pub(crate) async fn give_back(
 /// No registry is asked about what is temporary.
 pub(crate) fn no_catalog(_: &Path, _: &ImageName) -> Result<Registry, String> {
     Err("what is made for a bake stands in no catalog".to_owned())
-}
-
-/// Whether a request may have been carried out that nobody knows of.
-pub(crate) fn is_doubtful(error: &AwsError) -> bool {
-    matches!(error, AwsError::Unreachable { .. } | AwsError::Stopped)
 }
 
 /// Everything that is made for a bake says for which.

@@ -3,7 +3,15 @@
 //! Every request may be sent twice: what makes something carries a client token, a name that is unique, or is looked up by its
 //! intent first.
 
-use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use aws_sdk_ec2::{
     config::http::HttpResponse,
@@ -58,6 +66,8 @@ pub(crate) struct Caller {
     pub(crate) watch: Arc<dyn Watch>,
     /// A file whose time says when the last request was sent.
     pub(crate) mark: Option<PathBuf>,
+    /// A request may have been carried out without anybody knowing what it made.
+    pub(crate) doubtful: Arc<AtomicBool>,
 }
 
 /// Whether what a request names changed a moment ago, so that AWS may not know it yet.
@@ -93,6 +103,7 @@ impl Caller {
             pace: Pace::up_to(self.patience.retry.max / 4),
             watch: self.watch.clone(),
             mark: self.mark.clone(),
+            doubtful: self.doubtful.clone(),
         }
     }
 
@@ -115,6 +126,7 @@ impl Caller {
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     {
         let began = self.clock.monotonic();
+        let lost = &AtomicBool::new(false);
         let attempt = || {
             // The futures of the SDK are large, and everything that calls would be.
             let request = Box::pin(send());
@@ -140,14 +152,21 @@ impl Caller {
                         }
                         Attempt::Again(error)
                     }
-                    Trouble::Lost => Attempt::Again(error),
+                    Trouble::Lost => {
+                        lost.store(true, Ordering::Relaxed);
+                        Attempt::Again(error)
+                    }
                     Trouble::Missing if age == Age::New && !self.is_late(began) => Attempt::Again(error),
                     Trouble::InUse if age == Age::Freed && !self.is_late(began) => Attempt::Again(error),
                     _ => Attempt::Stop(error),
                 }
             }
         };
-        settle(poll_until(self.clock.as_ref(), self.patience.retry, &self.cancel, attempt).await)
+        let settled = settle(poll_until(self.clock.as_ref(), self.patience.retry, &self.cancel, attempt).await);
+        if matches!(settled, Err(AwsError::Stopped)) || settled.is_err() && lost.load(Ordering::Relaxed) {
+            self.doubtful.store(true, Ordering::Relaxed);
+        }
+        settled
     }
 
     /// Whether what changed when a call began must be known by now.

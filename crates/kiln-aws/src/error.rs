@@ -161,7 +161,7 @@ pub(crate) fn acknowledged<T>(deleted: Result<T, AwsError>) -> Result<bool, AwsE
 
 /// Whether `code` is EC2's word for something that something else stands on.
 pub(crate) fn is_in_use(code: &str) -> bool {
-    ["DependencyViolation", "InvalidSnapshot.InUse"].contains(&code)
+    ["DependencyViolation", "InvalidSnapshot.InUse", "VolumeInUse", "IncorrectState"].contains(&code)
 }
 
 /// Whether `code` is EC2's or EBS's word for something that does not exist, or cannot be seen yet.

@@ -25,7 +25,7 @@ use kiln_registry::Registry;
 use crate::{
     Account, Region, Released,
     blocks::{self, Layout},
-    builder::{give_back, is_doubtful, no_catalog},
+    builder::{give_back, no_catalog},
     error::AwsError,
     image::boot_mode,
     intent::{Intent, TAG},
@@ -122,7 +122,7 @@ impl Trial {
                 Ok(Self { region, remote, ledger, entry, ami: found.ami, tried })
             }
             Err(error) => {
-                give_back(&region, &remote, (&ledger, &entry), &intent.made(), is_doubtful(&error)).await;
+                give_back(&region, &remote, (&ledger, &entry), &intent.made()).await;
                 Err(error)
             }
         }
@@ -140,8 +140,7 @@ impl Trial {
     /// Takes it away, also after somebody asked to stop.
     pub async fn release(&self) -> Result<(), AwsError> {
         let region = self.region.afterwards();
-        // A request that was sent twice made one thing all the same.
-        let age = region.seen_since(false);
+        let age = region.seen_since();
         let expected = [self.ami.clone(), self.tried.snapshot.clone()];
         let sweeping = Sweeping { region: &region, remote: &self.remote, age, expected: &expected, open: &no_catalog };
         sweeping.release(&mut Released::default()).await?;

@@ -1,6 +1,12 @@
 //! The disk of an instance that ended: a snapshot of its volume, block by block into a file.
 
-use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt as _, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
 
 use aws_sdk_ec2::types::ResourceType;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -12,13 +18,8 @@ use crate::{Region, blocks::BLOCK, call::Age, error::AwsError};
 const IN_FLIGHT: usize = 32;
 
 impl Region {
-    /// Makes a snapshot of a volume and waits for it; its id, and how many attempts that took. There is no client token: more than
-    /// one may have made one.
-    pub(super) async fn snapshot_of(
-        &self,
-        volume: &str,
-        tags: &BTreeMap<String, String>,
-    ) -> Result<(String, u32), AwsError> {
+    /// Begins a snapshot of a volume; its id. There is no client token: each of several attempts may have made one.
+    pub(super) async fn snapshot_of(&self, volume: &str, tags: &BTreeMap<String, String>) -> Result<String, AwsError> {
         let marked = marked(ResourceType::Snapshot, tags);
         let mut attempts = 0;
         let create = || {
@@ -26,10 +27,13 @@ impl Region {
             let request = self.ec2.create_snapshot().volume_id(volume).description("kiln: the disk of one bake");
             request.tag_specifications(marked.clone()).send()
         };
-        let created = self.caller.call("CreateSnapshot", Age::New, create).await?;
+        let created = self.caller.call("CreateSnapshot", Age::New, create).await;
+        if attempts > 1 {
+            self.caller.doubtful.store(true, Ordering::Relaxed);
+        }
+        let created = created?;
         let id = created.snapshot_id.ok_or_else(|| self.caller.incomplete("CreateSnapshot", "snapshotId"))?;
-        self.completed(&id).await?;
-        Ok((id, attempts))
+        Ok(id)
     }
 
     /// Writes the disk of a snapshot to `to`, sparse where nobody ever wrote. The size in bytes.

@@ -119,20 +119,14 @@ impl Region {
 
     /// A volume that is still being detached is waited for.
     async fn delete_volume(&self, volume: &str) -> Result<bool, AwsError> {
-        let look = || async {
-            let delete = || self.ec2.delete_volume().volume_id(volume).send();
-            held(self.caller.call("DeleteVolume", Age::Old, delete).await, &["VolumeInUse", "IncorrectState"])
-        };
-        self.caller.wait("the volume", look).await
+        let delete = || self.ec2.delete_volume().volume_id(volume).send();
+        acknowledged(self.caller.call("DeleteVolume", Age::Freed, delete).await)
     }
 
     /// A group that a vanishing interface still belongs to is waited for.
     async fn delete_group(&self, group: &str) -> Result<bool, AwsError> {
-        let look = || async {
-            let delete = || self.ec2.delete_security_group().group_id(group).send();
-            held(self.caller.call("DeleteSecurityGroup", Age::Old, delete).await, &["DependencyViolation"])
-        };
-        self.caller.wait("the security group", look).await
+        let delete = || self.ec2.delete_security_group().group_id(group).send();
+        acknowledged(self.caller.call("DeleteSecurityGroup", Age::Freed, delete).await)
     }
 }
 
@@ -153,13 +147,5 @@ where
         if next.is_none() {
             return Ok(all);
         }
-    }
-}
-
-/// Whether it was deleted, unless somebody still holds it, for which EC2 has these words.
-fn held<T>(deleted: Result<T, AwsError>, words: &[&str]) -> Result<Look<bool>, AwsError> {
-    match acknowledged(deleted) {
-        Err(AwsError::Refused { code, .. }) if words.contains(&code.as_str()) => Ok(Look::Under(code)),
-        deleted => deleted.map(Look::Done),
     }
 }

@@ -2,17 +2,17 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use kiln_aws::{
-    Access, Account, AwsError, Patience, Place, Published, Publisher, Region, Report, Sharing, Silent, StandIn, Trial,
-    Trying,
+    Access, Account, AwsError, Instance, Patience, Place, Published, Publisher, Region, Report, Sharing, Silent,
+    StandIn, Trial, Trying, Wanted,
 };
 use kiln_aws_tests::Fake;
 use kiln_core::ImageName;
@@ -20,6 +20,7 @@ use kiln_disk::{DiskFile, GuestDisk, seal};
 use kiln_io::{
     dirs::Dirs,
     guest::Quiet,
+    keys::KeyPair,
     ledger::{self, Condition, Ledger},
     random::nonce,
     time::{Clock, Policy, SystemClock, TestClock},
@@ -27,7 +28,10 @@ use kiln_io::{
 use kiln_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::artifact::{Scratch, fixed, sealed, sealed_file};
+use crate::{
+    artifact::{Scratch, fixed, sealed, sealed_file},
+    instance::machine,
+};
 
 pub(crate) use kiln_aws_tests::BLOCK;
 
@@ -134,6 +138,28 @@ impl Bench {
         released.map(|()| published)
     }
 
+    /// The instance of a bake from the AMI `base`, which powers itself off, until its disk is here.
+    pub(crate) async fn bake(&self, base: &str) -> Result<(), AwsError> {
+        let (image, build, region) = ("web".parse().unwrap(), format!("b-{}", nonce()), REGIONS[0]);
+        let machine = machine(region);
+        let account = Account::open(self.access(&self.fake.endpoint()), region).await?;
+        let _owner = Ledger::open(&self.dirs, &build)?;
+        let (login, host) = (KeyPair::generate("kiln").unwrap(), KeyPair::generate("").unwrap());
+        let (machine, login, host) = (&machine, &login.public, &host);
+        let wanted = Wanted { machine, ami: base, image: &image, build: &build, login, host };
+        let instance = Instance::start(&account, &self.dirs, wanted).await?;
+        let path = self.dirs.state.join(&build);
+        let disk = async {
+            instance.let_go().await?;
+            self.fake.power_off(Fake::ACCOUNT, region, instance.id());
+            instance.disk(&path, &|_, _| {}).await
+        };
+        let disk = disk.await;
+        let _ = fs::remove_file(&path);
+        instance.release().await?;
+        disk.map(drop)
+    }
+
     pub(crate) async fn report(&self, version: &str, places: &[Place], sharing: &Sharing) -> Report {
         self.try_report(version, places, sharing).await.unwrap()
     }
@@ -199,12 +225,22 @@ impl Bench {
         }
     }
 
+    /// By the clock of the kilns that run here.
+    pub(crate) fn now(&self) -> SystemTime {
+        self.clock.wall()
+    }
+
+    /// The files of all ledgers.
+    pub(crate) fn ledgers(&self) -> Vec<PathBuf> {
+        let builds = fs::read_dir(self.dirs.state.join("builds")).into_iter().flatten().flatten();
+        builds.map(|build| build.path().join(ledger::FILE)).collect()
+    }
+
     /// From now on the kilns that ran so far are dead: their ledgers name another process.
     pub(crate) fn die(&self) {
-        // By the clock that they had, which may be ahead.
-        let now = self.clock.wall();
-        for build in fs::read_dir(self.dirs.state.join("builds")).into_iter().flatten().flatten() {
-            let path = build.path().join(ledger::FILE);
+        // Their clock may be ahead.
+        let now = self.now();
+        for path in self.ledgers() {
             let text = fs::read_to_string(&path).unwrap();
             let mut first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
             first["owner"]["pid"] = (1 << 30).into();

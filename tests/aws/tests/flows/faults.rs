@@ -1,5 +1,7 @@
 //! Whatever goes wrong on the way: the AMI is right in the end, or everything can be taken away.
 
+use std::time::Duration;
+
 use kiln_aws::{AwsError, Place, Sharing};
 use kiln_aws_tests::{Fault, Pace, Refusal, Schedule};
 
@@ -75,6 +77,27 @@ async fn an_interrupted_upload_goes_on_with_the_blocks_that_are_missing() {
     assert_eq!(published.blocks, 28 - 10);
     bench.holds(&published, &disk);
     assert_eq!(bench.living(), (1, 1));
+}
+
+/// A request may be made to wait for long, and what it makes is as new as its last attempt.
+#[tokio::test]
+async fn a_ledger_says_when_the_last_request_was_sent() {
+    let bench = Bench::timeless("mark");
+    bench.publish("1.0.0", &bench::disk(1, 3));
+    let began = bench.now();
+    bench.fake.schedule(Schedule::new().during("StartSnapshot", 1..=9, Fault::Throttle).at(
+        "StartSnapshot",
+        10,
+        Fault::KillAfter,
+    ));
+    tokio::select! {
+        _ = bench.ami("1.0.0") => panic!("it was killed"),
+        () = bench.fake.killed() => {}
+    }
+    let killed = bench.now();
+    assert!(killed.duration_since(began).unwrap() > Duration::from_secs(20), "throttling takes time");
+    let written = bench.ledgers().remove(0).metadata().unwrap().modified().unwrap();
+    assert_eq!(written, killed);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kiln_aws::{AwsError, Keep, Place, Published, Sharing};
-use kiln_aws_tests::{BLOCK, Fake, Fault, Living, Schedule};
+use kiln_aws_tests::{BLOCK, BaseImage, Fake, Fault, Living, Schedule};
 use kiln_core::ImageName;
 
 use crate::bench::{self, Bench, GROUP, REGIONS};
@@ -23,6 +23,8 @@ pub(super) enum Flow {
     Everywhere,
     /// Tries a sealed disk, on top of the version before, and publishes it on what was sent for that.
     Try,
+    /// The instance of a bake, from its start until its disk is here and it is gone.
+    Bake,
     Point,
     Start,
     RollBack,
@@ -36,11 +38,12 @@ pub(super) enum Flow {
 }
 
 impl Flow {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::First,
         Self::Further,
         Self::Everywhere,
         Self::Try,
+        Self::Bake,
         Self::Point,
         Self::Start,
         Self::RollBack,
@@ -70,6 +73,8 @@ pub(super) struct Stage {
     /// Every AMI that a run said is published, and that nobody asked to delete.
     pub(super) acknowledged: Vec<(String, Published)>,
     disks: BTreeMap<String, Vec<u8>>,
+    /// What a bake starts from.
+    base: String,
 }
 
 impl Stage {
@@ -78,12 +83,18 @@ impl Stage {
         let bench = Bench::timeless("schedule");
         bench.plant();
         let foreign = bench.fake.living();
-        let mut stage = Self { bench, foreign, acknowledged: Vec::new(), disks: BTreeMap::new() };
+        let mut stage = Self { bench, foreign, acknowledged: Vec::new(), disks: BTreeMap::new(), base: String::new() };
         let mut disk = bench::disk(seed, 3);
         disk.truncate(4 * BLOCK + 64 * 1024);
         stage.seal("1.0.0", &disk);
         match flow {
             Flow::First => {}
+            Flow::Bake => {
+                let (owner, name, disk) = ("136693071363", "debian-12", &disk[..BLOCK]);
+                let base = BaseImage { region: REGION, owner, name, architecture: "x86_64", disk };
+                stage.base = stage.bench.fake.base_image(base);
+                stage.foreign = stage.bench.fake.living();
+            }
             Flow::Further | Flow::Everywhere | Flow::Try | Flow::Withdraw | Flow::Delete => {
                 disk[2 * BLOCK..3 * BLOCK].fill(0);
                 disk[4 * BLOCK + 9] ^= 1;
@@ -165,6 +176,7 @@ impl Stage {
             Flow::Withdraw => self.retire(0).await,
             Flow::Delete => self.retire(20).await,
             Flow::Clean => self.bench.try_clean().await.map(|()| Outcome::default()),
+            Flow::Bake => self.bench.bake(&self.base).await.map(|()| Outcome::default()),
             Flow::Point => {
                 let region = self.bench.try_region(REGION).await?;
                 region.point_parameter(PARAMETER, &self.ami("1.0.0")).await?;
