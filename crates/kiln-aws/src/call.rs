@@ -55,6 +55,10 @@ impl Default for Patience {
     }
 }
 
+/// The requests that make what somebody has to take away again.
+const MAKE: [&str; 6] =
+    ["StartSnapshot", "RegisterImage", "RunInstances", "ImportKeyPair", "CreateSecurityGroup", "CreateSnapshot"];
+
 /// Sends requests to one region.
 #[derive(Debug)]
 pub(crate) struct Caller {
@@ -163,7 +167,8 @@ impl Caller {
             }
         };
         let settled = settle(poll_until(self.clock.as_ref(), self.patience.retry, &self.cancel, attempt).await);
-        if matches!(settled, Err(AwsError::Stopped)) || settled.is_err() && lost.load(Ordering::Relaxed) {
+        let stopped = matches!(settled, Err(AwsError::Stopped));
+        if MAKE.contains(&operation) && (stopped || settled.is_err() && lost.load(Ordering::Relaxed)) {
             self.doubtful.store(true, Ordering::Relaxed);
         }
         settled

@@ -67,6 +67,8 @@ pub trait Watch: Send + Sync + std::fmt::Debug {
 pub enum Note<'a> {
     /// `blocks` of 512 KiB have to be written, `present` of them were already, on top of the snapshot of version `parent`.
     Uploading { blocks: usize, present: usize, parent: Option<&'a str> },
+    /// So many of the blocks that had to be sent are there; told every few seconds.
+    Sent { done: usize, blocks: usize },
     /// All blocks are there; AWS makes the snapshot.
     Waiting { what: &'a str, progress: &'a str },
     /// Every block that was written was read back and is right.

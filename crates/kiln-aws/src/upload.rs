@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use aws_sdk_ebs::{
@@ -33,6 +34,8 @@ use crate::{
 
 /// Blocks on their way at once, which is also what bounds the memory: 512 KiB each.
 const IN_FLIGHT: usize = 32;
+/// How often it is told how far the blocks are.
+const TELL: Duration = Duration::from_secs(5);
 /// Snapshots of one disk that may fail or vanish before that is an error.
 const REPLACED: usize = 2;
 /// How long EBS keeps an unfinished snapshot to which nothing is written, in minutes.
@@ -280,13 +283,19 @@ impl Region {
         let (mut sums, mut failure) = (BTreeMap::new(), None);
         // After a failure no further block is begun, but what is on its way still counts.
         let failed = AtomicBool::new(false);
+        let (clock, total) = (self.caller.clock.as_ref(), blocks.len());
         let begun = blocks.into_iter().take_while(|_| !failed.load(Ordering::Relaxed));
+        let mut told = clock.monotonic();
         let mut done = stream::iter(begun).map(|block| self.put(snapshot, disk, block)).buffer_unordered(IN_FLIGHT);
         while let Some(outcome) = done.next().await {
             match outcome {
                 Ok((block, sum)) => {
                     journal.add(block, &sum).map_err(AwsError::Journal)?;
                     sums.insert(block, sum);
+                    if clock.monotonic().saturating_sub(told) >= TELL {
+                        told = clock.monotonic();
+                        self.caller.watch.note(&self.name, Note::Sent { done: sums.len(), blocks: total });
+                    }
                 }
                 Err(error) => {
                     failed.store(true, Ordering::Relaxed);

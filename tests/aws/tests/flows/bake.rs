@@ -319,6 +319,26 @@ fn a_kiln_that_is_killed_while_the_sealed_image_is_tried_leaves_what_clean_takes
 }
 
 #[test]
+fn whoever_interrupts_a_trial_finds_nothing_left() {
+    let check = "[[check]]\nuse = \"command\"\nrun = \"touch /srv/tried; sleep 600\"\non = [\"artifact\"]\n";
+    let scene = Scene::with("ec2-interrupted", "echo baked by kiln > /srv/page", check);
+    let foreign = scene.fake.living();
+    let mut command = scene.command("build", &[]);
+    let kiln = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let tried = || {
+        let launches = scene.guest.launches.lock().unwrap();
+        Ok::<_, ()>(launches.get(1).is_some_and(|launch| scene.guest.of_instance(&launch.instance, "tried").exists()))
+    };
+    assert_eq!(done_within(Duration::from_mins(3), tried), Ok(true), "{}", scene.guest_log());
+    assert!(Command::new("kill").args(["-INT", &kiln.id().to_string()]).status().unwrap().success());
+    let output = kiln.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("left: nothing"), "{said}");
+    assert_eq!(scene.fake.living(), foreign, "{said}");
+}
+
+#[test]
 fn a_kiln_that_is_killed_in_the_middle_of_a_step_leaves_what_clean_takes_away() {
     let scene = Scene::new("ec2-killed", "echo baked > /srv/page; sleep 600");
     let foreign = scene.fake.living();

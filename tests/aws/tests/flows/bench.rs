@@ -15,7 +15,10 @@ use kiln_aws::{
     StandIn, Trial, Trying, Wanted,
 };
 use kiln_aws_tests::Fake;
-use kiln_core::ImageName;
+use kiln_core::{
+    ImageName,
+    plan::{Address, Ec2Machine, Which},
+};
 use kiln_disk::{DiskFile, GuestDisk, seal};
 use kiln_io::{
     dirs::Dirs,
@@ -28,10 +31,7 @@ use kiln_io::{
 use kiln_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    artifact::{Scratch, fixed, sealed, sealed_file},
-    instance::machine,
-};
+use crate::artifact::{Scratch, fixed, sealed, sealed_file};
 
 pub(crate) use kiln_aws_tests::BLOCK;
 
@@ -139,6 +139,7 @@ impl Bench {
     }
 
     /// The instance of a bake from the AMI `base`, which powers itself off, until its disk is here.
+    #[allow(dead_code, reason = "the benchmark starts none")]
     pub(crate) async fn bake(&self, base: &str) -> Result<(), AwsError> {
         let (image, build, region) = ("web".parse().unwrap(), format!("b-{}", nonce()), REGIONS[0]);
         let machine = machine(region);
@@ -372,6 +373,30 @@ fn next(state: &mut u64) -> u64 {
 /// How many blocks of `disk` have data.
 pub(crate) fn blocks_with_data(disk: &[u8]) -> usize {
     disk.chunks(BLOCK).filter(|block| block.iter().any(|byte| *byte != 0)).count()
+}
+
+/// A machine of a template.
+#[allow(dead_code, reason = "the benchmark starts none")]
+pub(crate) fn machine(region: &str) -> Ec2Machine {
+    Ec2Machine {
+        region: region.to_owned(),
+        instance_types: ["m6i.large", "t3.micro"].map(str::to_owned).to_vec(),
+        zones: ["b", "a"].map(|zone| format!("{region}{zone}")).to_vec(),
+        subnet: Which::Default,
+        vpc: Which::Default,
+        spot: false,
+        volume: None,
+        kms_key: None,
+        profile: None,
+        user_data: None,
+        ssh_port: 22,
+        address: Address::Private,
+        source: Some("198.51.100.7/32".to_owned()),
+        proxy_command: None,
+        lifetime: Duration::from_hours(2),
+        boot_timeout: Duration::from_mins(5),
+        shutdown_timeout: Duration::from_secs(5),
+    }
 }
 
 /// The catalogs of these tests are directories.

@@ -6,7 +6,7 @@ use kiln_aws::{Account, AwsError, Instance, Wanted};
 use kiln_aws_tests::{BLOCK, BaseImage, Fake, Fault, Living, Pace, Schedule};
 use kiln_core::{
     ImageName,
-    plan::{Address, AmiWish, Ec2Machine, Which},
+    plan::{AmiWish, Ec2Machine},
 };
 use kiln_io::{keys::KeyPair, ledger::Ledger, random::nonce};
 
@@ -14,29 +14,6 @@ use crate::bench::{self, Bench};
 
 const REGION: &str = "us-east-1";
 const DEBIAN: &str = "136693071363";
-
-/// A machine of a template.
-pub(crate) fn machine(region: &str) -> Ec2Machine {
-    Ec2Machine {
-        region: region.to_owned(),
-        instance_types: ["m6i.large", "t3.micro"].map(str::to_owned).to_vec(),
-        zones: ["b", "a"].map(|zone| format!("{region}{zone}")).to_vec(),
-        subnet: Which::Default,
-        vpc: Which::Default,
-        spot: false,
-        volume: None,
-        kms_key: None,
-        profile: None,
-        user_data: None,
-        ssh_port: 22,
-        address: Address::Private,
-        source: Some("198.51.100.7/32".to_owned()),
-        proxy_command: None,
-        lifetime: Duration::from_hours(2),
-        boot_timeout: Duration::from_mins(5),
-        shutdown_timeout: Duration::from_secs(5),
-    }
-}
 
 fn base(fake: &Fake, owner: &str, name: &str) -> String {
     // Creation dates have whole seconds.
@@ -88,7 +65,7 @@ async fn it_is_closed_to_all_but_the_caller_encrypted_marked_and_gone_in_the_end
     let bench = Bench::new("instance");
     let ami = base(&bench.fake, DEBIAN, "debian-12");
     let before = bench.fake.living();
-    let instance = start(&bench, &machine(REGION), &ami).await.unwrap();
+    let instance = start(&bench, &bench::machine(REGION), &ami).await.unwrap();
     let described = |action: &str| bench.fake.ec2(Fake::ACCOUNT, REGION, action, &[]).unwrap();
     let groups = described("DescribeSecurityGroups");
     assert!(groups.contains("<cidrIp>198.51.100.7/32</cidrIp>") && groups.contains("<fromPort>22</fromPort>"));
@@ -109,10 +86,10 @@ async fn its_disk_comes_here_and_a_machine_that_stays_up_is_not_read() {
     let bench = Bench::new("disk");
     let ami = base(&bench.fake, DEBIAN, "debian-12");
     let before = bench.fake.living();
-    let disk = bake(&bench, &machine(REGION), &ami).await.unwrap();
+    let disk = bake(&bench, &bench::machine(REGION), &ami).await.unwrap();
     assert!(disk.starts_with(b"the disk of the base"));
     assert!(disk[20..].iter().all(|byte| *byte == 0));
-    let stubborn = Ec2Machine { shutdown_timeout: Duration::from_millis(50), ..machine(REGION) };
+    let stubborn = Ec2Machine { shutdown_timeout: Duration::from_millis(50), ..bench::machine(REGION) };
     let instance = start(&bench, &stubborn, &ami).await.unwrap();
     instance.let_go().await.unwrap();
     let error = instance.disk(&bench.dirs.state.join("disk"), &|_, _| {}).await.unwrap_err();
@@ -134,17 +111,17 @@ async fn types_zones_and_markets_are_tried_in_order_until_one_has_room() {
         for (instance_type, zone) in full {
             bench.fake.capacity(instance_type, zone, 0);
         }
-        let instance = start(&bench, &Ec2Machine { spot, ..machine(REGION) }, &ami).await.unwrap();
+        let instance = start(&bench, &Ec2Machine { spot, ..bench::machine(REGION) }, &ami).await.unwrap();
         assert!(instance.description().ends_with(expected), "{} {expected}", instance.description());
         instance.release().await.unwrap();
     }
     // No spot instance anywhere: two types in two zones are refused, then one is taken on demand.
     bench.fake.schedule(Schedule::new().during("RunInstances", 1..=4, Fault::NoCapacity));
-    let instance = start(&bench, &Ec2Machine { spot: true, ..machine(REGION) }, &ami).await.unwrap();
+    let instance = start(&bench, &Ec2Machine { spot: true, ..bench::machine(REGION) }, &ami).await.unwrap();
     assert!(instance.description().contains("on demand"), "{}", instance.description());
     instance.release().await.unwrap();
     bench.fake.schedule(Schedule::new().during("RunInstances", 1..=u64::MAX, Fault::NoCapacity));
-    let error = start(&bench, &machine(REGION), &ami).await.unwrap_err();
+    let error = start(&bench, &bench::machine(REGION), &ami).await.unwrap_err();
     assert!(matches!(&error, AwsError::NoCapacity { zones, .. } if zones == "us-east-1b, us-east-1a"), "{error}");
     assert_eq!((ours(&bench.fake), bench.outstanding()), (Vec::new(), 0));
 }
@@ -153,7 +130,7 @@ async fn types_zones_and_markets_are_tried_in_order_until_one_has_room() {
 async fn an_instance_that_ec2_takes_back_is_noticed() {
     let bench = Bench::new("reclaimed");
     let ami = base(&bench.fake, DEBIAN, "debian-12");
-    let instance = start(&bench, &Ec2Machine { spot: true, ..machine(REGION) }, &ami).await.unwrap();
+    let instance = start(&bench, &Ec2Machine { spot: true, ..bench::machine(REGION) }, &ami).await.unwrap();
     let id = ours(&bench.fake).into_iter().find(|living| living.kind == "instance").unwrap().id;
     bench.fake.reclaim(Fake::ACCOUNT, REGION, &id);
     let error = instance.watch().await;
@@ -167,7 +144,7 @@ async fn a_lost_reply_at_any_call_makes_nothing_twice_and_leaves_nothing() {
     let calls = {
         let bench = Bench::new("count");
         let ami = base(&bench.fake, DEBIAN, "debian-12");
-        bake(&bench, &machine(REGION), &ami).await.unwrap();
+        bake(&bench, &bench::machine(REGION), &ami).await.unwrap();
         bench.fake.ledger().len() as u64
     };
     for call in 1..=calls {
@@ -175,7 +152,8 @@ async fn a_lost_reply_at_any_call_makes_nothing_twice_and_leaves_nothing() {
         let ami = base(&bench.fake, DEBIAN, "debian-12");
         let before = bench.fake.living();
         bench.fake.schedule(Schedule::new().at_call(call, Fault::LoseReply));
-        let disk = bake(&bench, &machine(REGION), &ami).await.unwrap_or_else(|error| panic!("call {call}: {error}"));
+        let disk =
+            bake(&bench, &bench::machine(REGION), &ami).await.unwrap_or_else(|error| panic!("call {call}: {error}"));
         assert!(disk.starts_with(b"the disk of the base"), "call {call}");
         assert_eq!(instances_made(&bench.fake), 1, "call {call}");
         assert_eq!((bench.fake.living(), bench.outstanding()), (before, 0), "call {call}");
@@ -192,7 +170,7 @@ async fn whatever_stops_it_one_clean_takes_away_what_is_ours_and_nothing_else() 
         let foreign = bench.fake.living();
         // Nothing can be undone either: as if kiln had been killed there.
         bench.fake.schedule(Schedule::new().during_calls(call..=u64::MAX, Fault::ExpiredToken));
-        let outcome = bake(&bench, &machine(REGION), &ami).await;
+        let outcome = bake(&bench, &bench::machine(REGION), &ami).await;
         bench.fake.schedule(Schedule::new());
         bench.die();
         bench.clean().await;
@@ -212,7 +190,7 @@ async fn a_slow_and_forgetful_account_is_waited_for() {
     let ami = base(&bench.fake, DEBIAN, "debian-12");
     let before = bench.fake.living();
     bench.fake.pace(Pace { hidden: 3, flapping: true, pending: 4, page: 2 });
-    bake(&bench, &machine(REGION), &ami).await.unwrap();
+    bake(&bench, &bench::machine(REGION), &ami).await.unwrap();
     assert_eq!((bench.fake.living(), bench.outstanding()), (before, 0));
 }
 
@@ -225,7 +203,7 @@ async fn what_is_refused_at_any_call_leaves_nothing_that_could_only_not_be_seen_
         let foreign = bench.fake.living();
         bench.fake.pace(Pace { hidden: 3, flapping: true, pending: 1, page: 0 });
         bench.fake.schedule(Schedule::new().at_call(call, Fault::AccessDenied));
-        let outcome = bake(&bench, &machine(REGION), &ami).await;
+        let outcome = bake(&bench, &bench::machine(REGION), &ami).await;
         // What could not be taken away stands in the ledger.
         bench.fake.schedule(Schedule::new());
         bench.die();

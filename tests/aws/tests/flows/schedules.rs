@@ -19,7 +19,7 @@ use std::{
     thread,
 };
 
-use kiln_aws_tests::Schedule;
+use kiln_aws_tests::{Entry, Schedule};
 
 use self::{
     judge::Damage,
@@ -133,7 +133,7 @@ fn ordered() -> Vec<Case> {
 /// Calls of a flow that nothing disturbs, as far as each of them can be told from the one before.
 async fn calls(flow: Flow) -> u64 {
     const MOST: u64 = 24;
-    let mut stage = Stage::set(flow, 0).await;
+    let mut stage = Box::pin(Stage::set(flow, 0)).await;
     let before = stage.bench.fake.ledger().len();
     assert_eq!(stage.run(flow).await, End::Done, "{flow:?}");
     ((stage.bench.fake.ledger().len() - before) as u64).min(MOST)
@@ -141,7 +141,7 @@ async fn calls(flow: Flow) -> u64 {
 
 /// Plays a case to its end: the damage, and the faults that were met.
 async fn play(case: &Case) -> (Damage, Vec<String>) {
-    let mut stage = Stage::set(case.flow, case.chance.seed).await;
+    let mut stage = Box::pin(Stage::set(case.flow, case.chance.seed)).await;
     stage.bench.fake.pace(case.chance.pace);
     let began = stage.bench.fake.ledger().len();
     let schedule = case.troubles.iter().fold(Schedule::new(), |schedule, trouble| trouble.enter(schedule));
@@ -168,14 +168,18 @@ async fn play(case: &Case) -> (Damage, Vec<String>) {
         stage.judge(&mut damage);
     }
     if std::env::var_os("KILN_SCHEDULE").is_some() {
-        for call in &stage.bench.fake.ledger()[began..] {
-            let phase = if call.number as usize > disturbed { "then" } else { "" };
-            let fault = call.fault.as_ref().map(trouble::name);
-            println!(
-                "{:4} {phase:4} {} {} {fault:?} {:?} {:?} {:?}",
-                call.number, call.region, call.action, call.refused, call.created, call.deleted
-            );
-        }
+        tell(&stage.bench.fake.ledger()[began..], disturbed);
     }
     (damage, met)
+}
+
+/// Every call, and after how many of them nothing was disturbed any more.
+#[expect(clippy::print_stdout, reason = "somebody asked for it")]
+fn tell(calls: &[Entry], disturbed: usize) {
+    for Entry { number, region, action, fault, refused, created, deleted, .. } in calls {
+        let phase = if *number > disturbed as u64 { "then" } else { "" };
+        let fault = fault.as_ref().map(trouble::name).unwrap_or_default();
+        let refused = refused.as_deref().unwrap_or_default();
+        println!("{number:4} {phase:4} {region} {action} {fault} {refused} +{created:?} -{deleted:?}");
+    }
 }

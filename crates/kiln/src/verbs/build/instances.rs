@@ -3,16 +3,21 @@
 use std::{path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use kiln_aws::{Access, Account, AwsError, Instance, Patience, Silent, Trial, Tried, Trying, Wanted};
+use kiln_aws::{
+    Access, Account, AwsError, Instance, Note, Patience, Trial, Tried, Trying, Wanted, Watch, blocks::BLOCK,
+};
 use kiln_build::remote::{Machine, Machines, Order, Place, RemoteError, SealedDisk};
-use kiln_core::plan::{Builder, Ec2Machine, Plan};
+use kiln_core::{
+    event::{Event, Events as _, Phase, Unit},
+    plan::{Builder, Ec2Machine, Plan},
+};
 use kiln_io::{dirs::Dirs, time::SystemClock};
 use kiln_registry::Registry;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::Session;
-use crate::failure::Failure;
+use crate::{failure::Failure, render::Broadcast};
 
 /// Who kiln is on the machine: cloud-init lets the key in as the administrator.
 const USER: &str = "root";
@@ -24,6 +29,21 @@ pub(super) struct Ec2 {
     /// Where the versions before are.
     registry: Option<Registry>,
     trial: Mutex<Option<Trial>>,
+    events: Arc<Broadcast>,
+}
+
+/// Tells how far the disk is that is to be tried.
+#[derive(Debug)]
+struct Sending(Arc<Broadcast>);
+
+impl Watch for Sending {
+    fn note(&self, _: &str, note: Note<'_>) {
+        if let Note::Sent { done, blocks } = note {
+            let bytes = |blocks: usize| blocks as u64 * BLOCK as u64;
+            let (done, total) = (bytes(done), bytes(blocks));
+            self.0.emit(Event::Progress { phase: Phase::BootTest, done, total, unit: Unit::Bytes });
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -33,23 +53,23 @@ struct OnEc2 {
 }
 
 /// AWS for a bake, which has its own way of telling.
-fn access(cancel: &CancellationToken) -> Access {
+fn access(cancel: &CancellationToken, events: &Arc<Broadcast>) -> Access {
     Access {
         stand_in: None,
         clock: Arc::new(SystemClock::new()),
         cancel: cancel.clone(),
         patience: Patience::default(),
-        watch: Arc::new(Silent),
+        watch: Arc::new(Sending(events.clone())),
     }
 }
 
 impl Session {
     /// For a build of `plan`.
-    pub(super) fn ec2(&self, plan: &Plan) -> Arc<Ec2> {
+    pub(super) fn ec2(&self, plan: &Plan, events: &Arc<Broadcast>) -> Arc<Ec2> {
         let place = self.registry.as_ref().filter(|_| plan.publish.registry);
         // Without the versions before, more is sent.
         let registry = place.and_then(|place| place.reading(&plan.image).ok());
-        Arc::new(Ec2 { dirs: self.dirs.clone(), registry, trial: Mutex::default() })
+        Arc::new(Ec2 { dirs: self.dirs.clone(), registry, trial: Mutex::default(), events: events.clone() })
     }
 }
 
@@ -85,13 +105,14 @@ impl Ec2 {
 #[async_trait]
 impl Machines for Ec2 {
     async fn start(&self, order: Order<'_>, ami: &str) -> Result<Box<dyn Machine>, RemoteError> {
-        let account = Account::open(access(order.cancel), &order.machine.region).await.map_err(in_words)?;
+        let account =
+            Account::open(access(order.cancel, &self.events), &order.machine.region).await.map_err(in_words)?;
         self.machine(order, ami, &account).await
     }
 
     async fn try_out(&self, order: Order<'_>, disk: SealedDisk<'_>) -> Result<Box<dyn Machine>, RemoteError> {
         let Order { plan, machine, build, cancel, .. } = order;
-        let account = Account::open(access(cancel), &machine.region).await.map_err(in_words)?;
+        let account = Account::open(access(cancel, &self.events), &machine.region).await.map_err(in_words)?;
         let trying = Trying {
             image: &plan.image,
             build,

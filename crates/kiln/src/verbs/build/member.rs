@@ -151,7 +151,7 @@ impl Session {
         answer: &Arc<Answer>,
     ) -> Result<Member, Failure> {
         #[cfg(feature = "aws")]
-        let cloud = self.ec2(&node.plan);
+        let cloud = self.ec2(&node.plan, events);
         #[cfg(feature = "aws")]
         let machines: Option<Arc<dyn Machines>> = Some(cloud.clone());
         #[cfg(not(feature = "aws"))]
@@ -263,19 +263,19 @@ impl Session {
             previous: self.previous(&node.plan, cancel),
             library: node.library.clone(),
             images: self.shelf.clone().map(|shelf| shelf as _),
-            machines: self.machines(&node.plan),
+            machines: self.machines(&node.plan, events),
         }
     }
 
     #[cfg(feature = "aws")]
     #[expect(clippy::unnecessary_wraps, reason = "without the feature `aws` there are none")]
-    fn machines(&self, plan: &Plan) -> Option<Arc<dyn Machines>> {
-        Some(self.ec2(plan))
+    fn machines(&self, plan: &Plan, events: &Arc<Broadcast>) -> Option<Arc<dyn Machines>> {
+        Some(self.ec2(plan, events))
     }
 
     #[cfg(not(feature = "aws"))]
     #[expect(clippy::unused_self, reason = "with the feature `aws` it is used")]
-    fn machines(&self, _: &Plan) -> Option<Arc<dyn Machines>> {
+    fn machines(&self, _: &Plan, _: &Arc<Broadcast>) -> Option<Arc<dyn Machines>> {
         None
     }
 

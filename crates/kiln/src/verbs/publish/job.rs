@@ -229,6 +229,7 @@ impl Watch for Say {
                 let present = if present > 0 { format!(", {present} are there already") } else { String::new() };
                 format!("{region}: {blocks} blocks of 512 KiB to send, {on}{present}")
             }
+            Note::Sent { done, blocks } => format!("{region}: {done} of {blocks} blocks sent"),
             Note::Waiting { what, progress } => {
                 format!("{region}: waiting for {what} {}", visible(progress)).trim_end().to_owned()
             }
