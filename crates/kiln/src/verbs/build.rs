@@ -95,9 +95,7 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
     if arguments.install {
         doctor::install_missing().await?;
     }
-    if !arguments.no_publish {
-        check_amis(&plans).await?;
-    }
+    check_aws(&plans, !arguments.no_publish).await?;
     release_interrupted(&dirs)?;
     let kiln = env::current_exe()
         .map_err(|error| Failure::new("cannot find kiln's own program").because(error.to_string()))?;
@@ -121,17 +119,20 @@ pub(crate) async fn run(arguments: Build) -> Outcome {
 
 /// Refuses AMIs that cannot be made, before anything slow begins.
 #[cfg(feature = "aws")]
-async fn check_amis(plans: &[&Plan]) -> Result<(), Failure> {
-    amis::check(plans).await
+async fn check_aws(plans: &[&Plan], publish: bool) -> Result<(), Failure> {
+    if publish { amis::check(plans).await } else { Ok(()) }
 }
 
 #[cfg(not(feature = "aws"))]
 #[expect(clippy::unused_async, reason = "with the feature `aws` it waits")]
-async fn check_amis(plans: &[&Plan]) -> Result<(), Failure> {
-    match plans.iter().find(|plan| plan.publish.ami.is_some()) {
-        None => Ok(()),
-        Some(plan) => Err(crate::verbs::publish::without_aws().because(format!("{} has `[publish.ami]`", plan.image))),
-    }
+async fn check_aws(plans: &[&Plan], publish: bool) -> Result<(), Failure> {
+    let needed = plans.iter().find_map(|plan| match &plan.publish.ami {
+        _ if plan.builder.qemu().is_none() => Some((plan, "[builder.ec2]")),
+        Some(_) if publish => Some((plan, "[publish.ami]")),
+        _ => None,
+    });
+    let because = |(plan, table): (&&Plan, &str)| format!("`{}` has `{table}`", plan.image);
+    needed.map(because).map_or(Ok(()), |because| Err(crate::verbs::publish::without_aws().because(because)))
 }
 
 /// What may run at once: as the caller says, else as many builds as the machine has processors, in most of its free memory.
