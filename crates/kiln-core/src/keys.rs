@@ -121,7 +121,7 @@ pub(crate) const TEMPLATE: &[Key] = &[
     optional(
         "check",
         Kind::Variants(CHECK, CHECKS),
-        "Tests that must hold after provisioning and again on the sealed artifact, booted on a throw-away overlay.",
+        "Tests that must hold after provisioning and again on the sealed artifact, booted on a throw-away overlay, or as an instance of EC2.",
     ),
     optional("waive", Kind::Tables(WAIVER), "Hygiene findings that are accepted."),
     optional(REMOVE, Kind::Table(REMOVALS), "What of `extends` and `include` is left out, by name."),
