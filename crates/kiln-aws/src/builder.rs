@@ -86,7 +86,7 @@ impl Instance {
             catalog: PathBuf::new(),
         };
         let entry = ledger.acquire("EC2 instance", Resource::Remote(remote.clone()))?;
-        let tags = tags(&wanted, &remote.intent);
+        let tags = tags(format!("kiln {}", wanted.image), wanted.image, wanted.build, &remote.intent);
         let mut known = Vec::new();
         let made = async {
             let key = region.import_key(&remote.intent, wanted.login, &tags).await?;
@@ -223,13 +223,9 @@ pub(crate) fn no_catalog(_: &Path, _: &ImageName) -> Result<Registry, String> {
     Err("what is made for a bake stands in no catalog".to_owned())
 }
 
-/// Everything that is made for a bake says for which.
-fn tags(wanted: &Wanted<'_>, intent: &str) -> BTreeMap<String, String> {
-    let tags = [
-        ("Name", format!("kiln {}", wanted.image)),
-        ("kiln:image", wanted.image.to_string()),
-        ("kiln:build", wanted.build.to_owned()),
-        (TAG, intent.to_owned()),
-    ];
+/// Everything that is made for a build, and goes with it, says for which.
+pub(crate) fn tags(name: String, image: &ImageName, build: &str, intent: &str) -> BTreeMap<String, String> {
+    let tags =
+        [("Name", name), ("kiln:image", image.to_string()), ("kiln:build", build.to_owned()), (TAG, intent.to_owned())];
     tags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

@@ -4,7 +4,6 @@
 //! one nothing is sent any more.
 
 use std::{
-    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -25,10 +24,10 @@ use kiln_registry::Registry;
 use crate::{
     Account, Region, Released,
     blocks::{self, Layout},
-    builder::{give_back, no_catalog},
+    builder::{give_back, no_catalog, tags},
     error::AwsError,
     image::boot_mode,
-    intent::{Intent, TAG},
+    intent::Intent,
     publish::parents,
     reconcile::Sweeping,
     upload::{Disk, Parent, Wanted},
@@ -99,7 +98,7 @@ impl Trial {
             let before =
                 before.map(|before| parents(before, &region, trying.image, None, trying.kms_key, &disk.layout));
             let parents = before.and_then(Result::ok).unwrap_or_default();
-            let tags = tags(&trying, &intent.id);
+            let tags = tags(format!("kiln trial of {}", trying.image), trying.image, trying.build, &intent.id);
             let wanted = Wanted { disk: &disk, tags: &tags, kms_key: trying.kms_key, parents: &parents };
             let (snapshot, _) = region.filled(&intent, &wanted).await?;
             let found = region.register_trial(&snapshot, &boots, &tags).await?;
@@ -153,15 +152,4 @@ fn disk(trying: &Trying<'_>) -> Result<Disk, AwsError> {
     let image = Image::open(Arc::new(open.map_err(AwsError::Disk)?), Limits::default());
     let image = image.map_err(|error| AwsError::Disk(std::io::Error::other(error)))?;
     Ok(Disk { layout: Arc::new(trying.sealed.into()), bytes: Arc::new(image) })
-}
-
-/// All of it says for which build it is.
-fn tags(trying: &Trying<'_>, intent: &str) -> BTreeMap<String, String> {
-    let tags = [
-        ("Name", format!("kiln trial of {}", trying.image)),
-        ("kiln:image", trying.image.to_string()),
-        ("kiln:build", trying.build.to_owned()),
-        (TAG, intent.to_owned()),
-    ];
-    tags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
