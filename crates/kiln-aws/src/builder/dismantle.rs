@@ -1,5 +1,10 @@
 //! Everything that carries the mark of a bake, taken away in the order in which things depend on each other.
 
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
 use aws_sdk_ec2::types::InstanceStateName;
 use kiln_io::ledger::Remote;
 
@@ -21,8 +26,8 @@ impl Region {
     /// Takes away what can be seen of it now: instances, and when they have ended, AMIs, volumes, snapshots, groups, keys.
     pub(crate) async fn dismantle(&self, intent: &str) -> Result<Swept, AwsError> {
         let mut swept = Swept::default();
-        for instance in self.end_instances(intent).await? {
-            swept.note(instance, true);
+        for (instance, gone) in self.end_instances(intent).await? {
+            swept.note(instance, gone);
         }
         for image in self.images_of(intent).await? {
             let gone = self.deregister(&image.ami).await?;
@@ -49,21 +54,33 @@ impl Region {
         Ok(swept)
     }
 
-    /// Ends every instance of the intent and waits until it holds neither volume nor group any more.
-    async fn end_instances(&self, intent: &str) -> Result<Vec<String>, AwsError> {
+    /// Ends every instance of the intent and waits until it holds neither volume nor group any more; whether EC2 acknowledged that.
+    async fn end_instances(&self, intent: &str) -> Result<Vec<(String, bool)>, AwsError> {
         let all = self.instances_of(intent).await?;
+        let told = Mutex::new(BTreeSet::new());
+        let end = async |instance: &String| {
+            if self.terminate(instance).await? {
+                told.lock().unwrap_or_else(PoisonError::into_inner).insert(instance.clone());
+            }
+            Ok::<_, AwsError>(())
+        };
         let running = living(&all);
         for instance in &running {
-            self.terminate(instance).await?;
+            end(instance).await?;
         }
         let look = || async {
             let left = living(&self.instances_of(intent).await?);
+            // Again each time: one that could not be seen for a moment was not told.
+            for instance in &left {
+                end(instance).await?;
+            }
             Ok(if left.is_empty() { Look::Done(()) } else { Look::Under(left.join(", ")) })
         };
         if !running.is_empty() {
             self.caller.wait("the end of the instance", look).await?;
         }
-        Ok(all.into_iter().map(|(instance, _)| instance).collect())
+        let told = told.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(all.into_iter().map(|(instance, lives)| (instance.clone(), !lives || told.contains(&instance))).collect())
     }
 
     /// Instances, and whether they are not over yet.

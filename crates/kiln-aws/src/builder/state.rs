@@ -12,7 +12,7 @@ use kiln_io::time::{Attempt, GaveUp, Policy, poll_until};
 use crate::{
     Region,
     call::{Age, Look},
-    error::AwsError,
+    error::{AwsError, acknowledged},
 };
 
 /// Lines of the console that are quoted.
@@ -93,13 +93,10 @@ impl Region {
         self.caller.call("ModifyInstanceAttribute", Age::New, modify).await.map(drop)
     }
 
-    /// Ends an instance; gone already is as good.
-    pub(super) async fn terminate(&self, id: &str) -> Result<(), AwsError> {
+    /// Ends an instance; gone already is as good, and `false`.
+    pub(super) async fn terminate(&self, id: &str) -> Result<bool, AwsError> {
         let terminate = || self.ec2.terminate_instances().instance_ids(id).send();
-        match self.caller.call("TerminateInstances", Age::Old, terminate).await {
-            Err(error) if !error.is_missing() => Err(error),
-            _ => Ok(()),
-        }
+        acknowledged(self.caller.call("TerminateInstances", Age::Old, terminate).await)
     }
 
     /// The last lines of what the guest wrote to its serial console.
