@@ -7,10 +7,7 @@ use std::{
 
 use aws_config::{BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_sdk_ec2::config::{Credentials, ProvideCredentials as _};
-use kiln_io::{
-    ledger::{self, Ledger},
-    time::Clock,
-};
+use kiln_io::{ledger::Ledger, time::Clock};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -65,8 +62,8 @@ pub struct Region {
 
 impl Region {
     /// The same for what is made for the build of `ledger`.
-    pub(crate) fn marking(mut self, ledger: &Ledger) -> Self {
-        self.caller.mark = Some(ledger.directory().join(ledger::FILE));
+    pub(crate) fn on_behalf_of(mut self, ledger: &Ledger) -> Self {
+        self.caller.activity = Some(ledger.activity());
         self
     }
 
@@ -145,7 +142,7 @@ impl Account {
             patience: self.access.patience,
             pace: Pace::up_to(self.access.patience.retry.max / 4),
             watch: self.access.watch.clone(),
-            mark: None,
+            activity: None,
             doubtful: Arc::default(),
         }
     }

@@ -75,7 +75,7 @@ impl Instance {
         let subnets = region.subnets(wanted.machine).await?;
         let source = source::of_caller(wanted.machine, &subnets, &region.caller.cancel).await?;
         let ledger = Ledger::join(dirs, wanted.build)?;
-        let region = region.marking(&ledger);
+        let region = region.on_behalf_of(&ledger);
         let remote = Remote {
             provider: PROVIDER.to_owned(),
             account: region.account.clone(),

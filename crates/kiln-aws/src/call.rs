@@ -4,8 +4,6 @@
 //! intent first.
 
 use std::{
-    fs::File,
-    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +15,10 @@ use aws_sdk_ec2::{
     config::http::HttpResponse,
     error::{ProvideErrorMetadata, SdkError},
 };
-use kiln_io::time::{Attempt, Clock, GaveUp, Policy, poll_until};
+use kiln_io::{
+    ledger::Activity,
+    time::{Attempt, Clock, GaveUp, Policy, poll_until},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -68,8 +69,8 @@ pub(crate) struct Caller {
     pub(crate) patience: Patience,
     pub(crate) pace: Pace,
     pub(crate) watch: Arc<dyn Watch>,
-    /// A file whose time says when the last request was sent.
-    pub(crate) mark: Option<PathBuf>,
+    /// Of the build on whose behalf the requests are: what one of them makes may not be seen for a while.
+    pub(crate) activity: Option<Activity>,
     /// A request may have been carried out without anybody knowing what it made.
     pub(crate) doubtful: Arc<AtomicBool>,
 }
@@ -106,16 +107,9 @@ impl Caller {
             patience: self.patience,
             pace: Pace::up_to(self.patience.retry.max / 4),
             watch: self.watch.clone(),
-            mark: self.mark.clone(),
+            activity: self.activity.clone(),
             doubtful: self.doubtful.clone(),
         }
-    }
-
-    /// What this request makes may not be seen for a while, and whoever cleans up after a kill has to know that.
-    fn leave_mark(&self) {
-        let file = self.mark.as_ref().and_then(|path| File::options().append(true).open(path).ok());
-        // Without it, only more time passes before it is looked for.
-        let _ = file.map(|file| file.set_modified(self.clock.wall()));
     }
 
     /// Sends what `send` makes until there is an answer.
@@ -139,7 +133,9 @@ impl Caller {
                 if !pause.is_zero() {
                     self.clock.sleep(pause).await;
                 }
-                self.leave_mark();
+                if let Some(activity) = &self.activity {
+                    activity.note(self.clock.wall());
+                }
                 let error = match request.await {
                     Ok(answer) => {
                         self.pace.answered();

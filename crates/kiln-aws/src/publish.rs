@@ -111,7 +111,7 @@ impl Publisher<'_> {
     /// Publishes `record` to all `places` at once. What fails in one region changes nothing for another.
     pub async fn publish(&self, account: &Account, record: &Record, places: &[Place], sharing: &Sharing) -> Report {
         let regions = join_all(places.iter().map(|place| async {
-            let region = account.region(&place.region).marking(self.ledger);
+            let region = account.region(&place.region).on_behalf_of(self.ledger);
             (place.region.clone(), self.bring_to(&region, record, place, sharing).await)
         }));
         Report {

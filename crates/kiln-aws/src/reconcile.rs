@@ -2,14 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     sync::{Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use kiln_io::{
     dirs::Dirs,
-    ledger::{self, BuildReport, Ledger, Outstanding, Remote, Resource},
+    ledger::{BuildReport, Ledger, Outstanding, Remote, Resource, last_activity},
     time::{Attempt, GaveUp, Policy, poll_until},
 };
 
@@ -40,7 +39,7 @@ pub async fn reconcile(
     let mut released = Released::default();
     for report in reports {
         // Asked for once: what is released is written down, too.
-        let last = last_request(dirs, &report.build);
+        let last = last_activity(dirs, &report.build);
         for entry in &report.found {
             let Resource::Remote(remote) = &entry.resource else { continue };
             if remote.provider != PROVIDER {
@@ -77,11 +76,6 @@ async fn settle(
     let sweeping = Sweeping { region: &region, remote, age, expected: &[], open };
     sweeping.release(released).await?;
     Ok(Ledger::join(dirs, build)?.release(&entry.id)?)
-}
-
-/// When the build sent its last request, or wrote down that it would: what was made then may not be seen yet.
-fn last_request(dirs: &Dirs, build: &str) -> Option<SystemTime> {
-    fs::metadata(dirs.build(build).join(ledger::FILE)).and_then(|ledger| ledger.modified()).ok()
 }
 
 /// What carries an intent is to be deleted.

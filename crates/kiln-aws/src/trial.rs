@@ -88,7 +88,7 @@ impl Trial {
         let missing = || AwsError::NotBootable { what: format!("the disk of {}", trying.image) };
         let boots = boot_mode(firmware(disk.bytes.as_ref()).map_err(AwsError::Disk)?).ok_or_else(missing)?;
         let ledger = Ledger::join(dirs, trying.build)?;
-        let region = account.region(trying.region).marking(&ledger);
+        let region = account.region(trying.region).on_behalf_of(&ledger);
         let subject = format!("a trial of {} in build {}", trying.image, trying.build);
         // No registry ever knows it.
         let intent = Intent::declare(dirs, &ledger, &region, &subject, PathBuf::new())?;

@@ -3,6 +3,7 @@
 //! A record is on the disk before the thing it names is made, so whatever kills kiln, the next run knows what may be
 //! left. A last line without its end was never acted upon and does not count.
 
+mod activity;
 mod reap;
 mod record;
 
@@ -20,6 +21,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+pub use activity::{Activity, last_activity};
 pub use reap::{BuildReport, Choice, Condition, reap, release_all, survey};
 
 use crate::{dirs::Dirs, process::Identity};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use kiln_io::time::{Clock, SystemClock};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -76,8 +76,8 @@ impl Fake {
             ledger: Mutex::default(),
             machines: Mutex::new(Arc::new(Nothing)),
             accounts: Mutex::default(),
-            dead: Mutex::default(),
-            killed: Notify::new(),
+            dead: watch::Sender::default(),
+            callers: Mutex::default(),
             busy: watch::Sender::new(0),
         });
         let stop = CancellationToken::new();
@@ -134,13 +134,17 @@ impl Fake {
         *lock(&self.shared.machines) = machines;
     }
 
-    /// Waits until the schedule has killed a caller and nothing of it is being carried out any more. Whoever asked for that drops
-    /// the caller then; the next one comes with another access key.
-    pub async fn killed(&self) {
-        self.shared.killed.notified().await;
-        let mut busy = self.shared.busy.subscribe();
-        // The sender lives as long as this.
-        let _ = busy.wait_for(|calls| *calls == 0).await;
+    /// Waits until the schedule has killed a caller that comes from now on, and nothing of it is being carried out any more. Whoever
+    /// asked for that drops the caller then; the next one comes with another access key. What an earlier one had under way when it
+    /// ended kills nobody.
+    pub fn killed(&self) -> impl Future<Output = ()> {
+        let before = lock(&self.shared.callers).clone();
+        let (mut dead, mut busy) = (self.shared.dead.subscribe(), self.shared.busy.subscribe());
+        async move {
+            // The senders live as long as this.
+            let _ = dead.wait_for(|dead| !dead.is_subset(&before)).await;
+            let _ = busy.wait_for(|calls| *calls == 0).await;
+        }
     }
 
     /// Every call so far.

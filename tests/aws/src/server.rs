@@ -11,10 +11,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    net::TcpListener,
-    sync::{Notify, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,9 +34,9 @@ pub(crate) struct Shared {
     pub(crate) machines: Mutex<Arc<dyn Machines>>,
     /// Accounts by access key; any other key belongs to [`crate::Fake::ACCOUNT`].
     pub(crate) accounts: Mutex<Vec<(String, String)>>,
-    /// Access keys of callers that were killed, and a word to whoever waits for one.
-    pub(crate) dead: Mutex<BTreeSet<String>>,
-    pub(crate) killed: Notify,
+    /// Access keys of all callers so far, and of those that were killed.
+    pub(crate) callers: Mutex<BTreeSet<String>>,
+    pub(crate) dead: watch::Sender<BTreeSet<String>>,
     /// Calls that are being answered.
     pub(crate) busy: watch::Sender<usize>,
 }
@@ -134,8 +131,9 @@ impl Shared {
     }
 
     fn kill(&self, caller: &Caller) {
-        lock(&self.dead).insert(caller.access_key.clone());
-        self.killed.notify_one();
+        self.dead.send_modify(|dead| {
+            dead.insert(caller.access_key.clone());
+        });
     }
 
     /// A call that never reached the service.
@@ -162,7 +160,8 @@ impl Shared {
     }
 
     fn decide(&self, caller: &Caller, action: &str, input: Input) -> Reply {
-        if lock(&self.dead).contains(&caller.access_key) {
+        lock(&self.callers).insert(caller.access_key.clone());
+        if self.dead.borrow().contains(&caller.access_key) {
             return Reply::Hang;
         }
         let (account, service) = (self.account_of(&caller.access_key), caller.service);

@@ -237,3 +237,22 @@ fn a_link_is_removed_and_what_it_points_at_stays() {
     assert_eq!(reap(&dirs, &Choice::default()).unwrap()[0].released, 1);
     assert!(target.exists() && !link.is_symlink());
 }
+
+#[test]
+fn a_build_says_when_it_last_acted() {
+    let root = tempfile::tempdir().unwrap();
+    let dirs = dirs(&root);
+    assert_eq!(last_activity(&dirs, "b"), None);
+    let ledger = Ledger::open(&dirs, "b").unwrap();
+    let then = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    ledger.activity().note(then);
+    assert_eq!(last_activity(&dirs, "b"), Some(then));
+    // Writing to it is acting, too.
+    ledger.keep().unwrap();
+    assert!(last_activity(&dirs, "b").unwrap() > then);
+    // What is noted of a build that is gone does not bring its ledger back.
+    let activity = ledger.activity();
+    fs::remove_dir_all(dirs.build("b")).unwrap();
+    activity.note(then);
+    assert_eq!(last_activity(&dirs, "b"), None);
+}
