@@ -13,14 +13,6 @@ pub const BLOCK: usize = 512 << 10;
 const CHUNKS: usize = BLOCK / CHUNK;
 const GIB: u64 = 1 << 30;
 
-/// What a block holds that nobody ever wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unwritten {
-    Zeros,
-    /// In a snapshot that is encrypted: whatever the key makes of nothing.
-    Unknown,
-}
-
 /// The chunks of a disk, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -42,14 +34,13 @@ impl From<&Sealed> for Layout {
     }
 }
 
-/// The blocks of `new` that a snapshot on top of that of `parent` does not have yet, in order. A block that became zero is among
-/// them, else it would keep the parent's bytes.
-pub fn to_write(new: &Layout, parent: Option<&Layout>, unwritten: Unwritten) -> Vec<u32> {
-    let zero = Chunk { digest: zero_chunk(), frame: 0 };
-    let below = match unwritten {
-        Unwritten::Zeros => Some(zero),
-        Unwritten::Unknown => None,
-    };
+/// The blocks of `new` that a snapshot on top of that of `parent` does not have yet, in order.
+///
+/// A block that became zero is among them, else it would keep the parent's bytes. Without a parent all are, zero or not: a block
+/// that nobody wrote reads as zeros only as long as nobody starts an encrypted volume from the snapshot, which then holds what the key
+/// makes of nothing.
+pub fn to_write(new: &Layout, parent: Option<&Layout>) -> Vec<u32> {
+    let zero = zero_chunk();
     let mut old = parent.into_iter().flat_map(|parent| &parent.chunks);
     // Beyond the parent's end nobody wrote anything. A chunk that the end cuts off is padded with zeros.
     let whole = parent.map_or(0, |parent| parent.size.div_ceil(CHUNK as u64).next_multiple_of(CHUNKS as u64));
@@ -60,8 +51,7 @@ pub fn to_write(new: &Layout, parent: Option<&Layout>, unwritten: Unwritten) -> 
         for chunk in chunks {
             let before = match old.next() {
                 Some(old) => Some(old.digest),
-                None if number < whole => Some(zero.digest),
-                None => below.map(|below| below.digest),
+                None => (number < whole).then_some(zero),
             };
             differs |= before != Some(chunk.digest);
             number += 1;
@@ -132,25 +122,17 @@ mod tests {
     }
 
     #[test]
-    fn without_a_parent_the_blocks_with_data_are_written() {
-        let mut fill = vec![0; 40];
-        fill[3] = 7;
-        fill[39] = 7;
-        assert_eq!(to_write(&disk(&fill), None, Unwritten::Zeros), [0, 4]);
-    }
-
-    #[test]
-    fn where_nothing_is_not_zero_every_block_is_written() {
-        assert_eq!(to_write(&disk(&[0; 17]), None, Unwritten::Unknown), [0, 1, 2]);
-        assert_eq!(to_write(&disk(&[0; 32]), Some(&disk(&[0; 16])), Unwritten::Unknown), [2, 3]);
+    fn what_nobody_wrote_is_written_though_it_is_zero() {
+        assert_eq!(to_write(&disk(&[0; 17]), None), [0, 1, 2]);
+        assert_eq!(to_write(&disk(&[0; 32]), Some(&disk(&[0; 16]))), [2, 3]);
     }
 
     #[test]
     fn a_block_that_became_zero_is_written() {
         let (mut old, new) = ([5; 24], [0; 24]);
-        assert_eq!(to_write(&disk(&new), Some(&disk(&old)), Unwritten::Zeros), [0, 1, 2]);
+        assert_eq!(to_write(&disk(&new), Some(&disk(&old))), [0, 1, 2]);
         old[8..].fill(0);
-        assert_eq!(to_write(&disk(&new), Some(&disk(&old)), Unwritten::Zeros), [0]);
+        assert_eq!(to_write(&disk(&new), Some(&disk(&old))), [0]);
     }
 
     #[test]
@@ -170,13 +152,11 @@ mod tests {
         fn what_is_written_on_the_parent_gives_the_new_disk(
             old in proptest::collection::vec(0..3_u8, 0..40),
             new in proptest::collection::vec(0..3_u8, 1..40),
-            encrypted: bool,
         ) {
-            let unwritten = if encrypted { Unwritten::Unknown } else { Unwritten::Zeros };
             let content = disk(&new);
             let parent = (!old.is_empty()).then(|| disk(&old)).filter(|parent| fits(&content, parent));
             let old = if parent.is_some() { old } else { Vec::new() };
-            let written = to_write(&content, parent.as_ref(), unwritten);
+            let written = to_write(&content, parent.as_ref());
             let covered = u32::try_from(old.len().div_ceil(CHUNKS)).unwrap();
             for block in 0..u32::try_from(new.len().div_ceil(CHUNKS)).unwrap() {
                 let found = if written.contains(&block) {
@@ -184,14 +164,13 @@ mod tests {
                 } else if block < covered {
                     bytes(&old, block)
                 } else {
-                    vec![if encrypted { 0xa5 } else { 0 }; BLOCK]
+                    vec![0xa5; BLOCK]
                 };
                 prop_assert!(is_block(&content, block, &found), "block {block}");
             }
             // And no block is written that had the right bytes.
             for block in written {
-                let beyond = block >= covered;
-                let same = !(beyond && encrypted) && bytes(&old, block) == bytes(&new, block);
+                let same = block < covered && bytes(&old, block) == bytes(&new, block);
                 prop_assert!(!same, "block {block} is written for nothing");
             }
         }

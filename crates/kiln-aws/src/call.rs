@@ -271,7 +271,10 @@ fn of_code(code: &str, status: u16) -> Trouble {
         | "TooManyRequestsException" => Trouble::Throttled,
         code if is_in_use(code) => Trouble::InUse,
         // EC2 says so with status 500, but asking again at once is no use.
-        "InsufficientInstanceCapacity" => Trouble::Final,
+        "InsufficientInstanceCapacity"
+        | "InsufficientCapacity"
+        | "InsufficientVolumeCapacity"
+        | "InsufficientAddressCapacity" => Trouble::Final,
         code if is_missing(code) => Trouble::Missing,
         _ if status == 429 => Trouble::Throttled,
         _ if status >= 500 => Trouble::Lost,
@@ -311,6 +314,7 @@ mod tests {
             ("InvalidSnapshot.InUse", 400, Trouble::InUse),
             ("DependencyViolation", 400, Trouble::InUse),
             ("InsufficientInstanceCapacity", 500, Trouble::Final),
+            ("InsufficientVolumeCapacity", 503, Trouble::Final),
         ];
         for (code, status, expected) in cases {
             assert_eq!(of_code(code, status), expected, "{code}");

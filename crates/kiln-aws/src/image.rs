@@ -66,7 +66,9 @@ impl Region {
                 request.include_deprecated(true).include_disabled(true).set_next_token(next.clone()).send()
             };
             let page = self.caller.call("DescribeImages", Age::Old, look).await?;
-            images.extend(page.images.unwrap_or_default());
+            // One that was deregistered a moment ago is listed for a while.
+            let there = |image: &Image| image.state != Some(ImageState::Deregistered);
+            images.extend(page.images.unwrap_or_default().into_iter().filter(there));
             next = page.next_token.filter(|token| !token.is_empty());
             if next.is_none() {
                 return Ok(images);

@@ -18,6 +18,8 @@ impl Region {
         if before.as_deref() == Some(ami) {
             return Ok(before);
         }
+        // EC2's check of one that nothing can start from fails without a word, and the old value stands.
+        self.available(ami).await?;
         let put = || {
             let request = self.ssm.put_parameter().name(name).value(ami).r#type(ParameterType::String);
             request.data_type(DATA_TYPE).overwrite(true).send()

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Account, Region, Sharing,
-    blocks::{self, Layout, Unwritten},
+    blocks::{self, Layout},
     error::AwsError,
     image::{Found, boot_mode},
     intent::{self, Intent, TAG},
@@ -147,7 +147,7 @@ impl Publisher<'_> {
             region.mark(&[&found.ami, &found.snapshot], &adopted).await?;
         }
         region.share(&found.ami, sharing).await?;
-        self.enter(region, record, &found, &intent)?;
+        self.enter(region, record, place, &found, &intent)?;
         self.forget(&gone)?;
         // A lost answer, or another kiln that was faster, may have left a second snapshot.
         for other in region.snapshots_of(&intent.id).await? {
@@ -172,7 +172,14 @@ impl Publisher<'_> {
     }
 
     /// From here on the AMI is published.
-    fn enter(&self, region: &Region, record: &Record, found: &Found, intent: &Intent<'_>) -> Result<(), AwsError> {
+    fn enter(
+        &self,
+        region: &Region,
+        record: &Record,
+        place: &Place,
+        found: &Found,
+        intent: &Intent<'_>,
+    ) -> Result<(), AwsError> {
         let artifact = &record.artifact;
         self.registry.enter_ami(&Ami {
             format: Ami::FORMAT,
@@ -184,6 +191,7 @@ impl Publisher<'_> {
             ami: found.ami.clone(),
             snapshot: found.snapshot.clone(),
             kms_key: found.kms_key.clone(),
+            wanted_key: place.kms_key.clone(),
             intent: intent.id.clone(),
             published: self.now,
         })?;
@@ -204,6 +212,9 @@ impl Publisher<'_> {
         for gone in *gone {
             // Only the AMI was deregistered: its snapshot was proven when it was made.
             if let Some(snapshot) = region.kept_snapshot(gone).await? {
+                // Whoever deregisters this AMI, too, must find it again.
+                let mark = BTreeMap::from([(TAG.to_owned(), intent.id.clone())]);
+                region.mark(&[&snapshot.id], &mark).await?;
                 return Ok((region.register(record, &snapshot, boot_mode, &tags).await?, 0));
             }
         }
@@ -267,7 +278,7 @@ pub(crate) fn parents(
         }
         let amis = registry.amis(image, &listed.version)?;
         let here = amis.into_iter().find(|ami| {
-            (&ami.account, &ami.region, ami.kms_key.as_deref()) == (&region.account, &region.name, kms_key)
+            (&ami.account, &ami.region, ami.wanted_key.as_deref()) == (&region.account, &region.name, kms_key)
         });
         let Some(ami) = here else { continue };
         let selector = Selector { image: image.clone(), reference: Reference::Named(listed.version.clone()) };
@@ -280,7 +291,7 @@ pub(crate) fn parents(
             parents.push(Parent { version, snapshot: ami.snapshot, layout: Arc::new(layout) });
         }
     }
-    parents.sort_by_cached_key(|parent| blocks::to_write(disk, Some(&parent.layout), Unwritten::Zeros).len());
+    parents.sort_by_cached_key(|parent| blocks::to_write(disk, Some(&parent.layout)).len());
     Ok(parents)
 }
 

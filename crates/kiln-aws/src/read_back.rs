@@ -26,7 +26,7 @@ impl Region {
         parents: &[Parent],
     ) -> Result<(), AwsError> {
         let parent = parents.iter().find(|parent| Some(&parent.snapshot) == snapshot.parent.as_ref());
-        let expected = blocks::to_write(disk, parent.map(|parent| &*parent.layout), snapshot.unwritten());
+        let expected = blocks::to_write(disk, parent.map(|parent| &*parent.layout));
         let found = match parent {
             Some(parent) => self.changed_blocks(&parent.snapshot, &snapshot.id).await?,
             None => self.blocks(&snapshot.id).await?.0,

@@ -53,6 +53,16 @@ impl Refresh {
         self.status.starts_with("Rollback")
     }
 
+    /// Whether it ended with machines of both versions.
+    fn broke_off(&self) -> bool {
+        matches!(self.status.as_str(), "Failed" | "Cancelled" | "RollbackFailed")
+    }
+
+    /// Whether the group has what it had before, and all its machines, too.
+    pub fn went_back(&self) -> bool {
+        self.status == "RollbackSuccessful"
+    }
+
     /// Whether all machines are of the new version.
     pub fn succeeded(&self) -> bool {
         self.status == "Successful"
@@ -67,16 +77,24 @@ impl Region {
         self.refresh(group, &setup, &next).await
     }
 
-    /// Goes back: what is under way is turned around, what is done is done the other way. Twice is as good as once: what goes back
-    /// already is left alone.
+    /// Goes back: what is under way is turned around, what broke off is brought to an end the other way, and so is what is done.
+    /// Twice is as good as once: what goes back already, or came back by itself, is left alone.
     pub async fn roll_back(&self, group: &str) -> Result<Option<Release>, AwsError> {
         let setup = self.group(group).await?;
         let current = &setup.current;
-        if let Some(refresh) = self.last_refresh(group).await?.filter(Refresh::is_under_way) {
+        if let Some(refresh) = self.last_refresh(group).await? {
             let to = refresh.to.as_ref().and_then(|to| to.parse().ok());
-            if to.is_none() || to != current.replaces {
+            if refresh.is_under_way() && (to.is_none() || to != current.replaces) {
                 self.turn_around(group, &refresh).await?;
                 return Ok(None);
+            }
+            if !refresh.is_under_way() && self.came_to_nothing(current, to).await? {
+                // What it began to replace is what the group has; some machines may be of the other version.
+                return if refresh.went_back() {
+                    Ok(None)
+                } else {
+                    self.refresh(group, &setup, current).await.map(Some)
+                };
             }
         }
         let Some(number) = current.replaces else {
@@ -84,6 +102,17 @@ impl Region {
         };
         let before = self.template_version(&current.template, &number.to_string()).await?;
         self.refresh(group, &setup, &before).await.map(Some)
+    }
+
+    /// Whether a refresh that is over was to bring the successor of what the group still has.
+    async fn came_to_nothing(&self, current: &TemplateVersion, to: Option<i64>) -> Result<bool, AwsError> {
+        let Some(to) = to.filter(|to| *to != current.number) else { return Ok(false) };
+        match self.template_version(&current.template, &to.to_string()).await {
+            Ok(next) => Ok(next.replaces == Some(current.number)),
+            // Somebody deleted it since.
+            Err(error) if error.code().is_some_and(|code| code.ends_with("NotFound")) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn turn_around(&self, group: &str, refresh: &Refresh) -> Result<(), AwsError> {
@@ -134,8 +163,12 @@ impl Region {
             refresh,
             warnings: warnings.clone(),
         };
-        if from.number == to.number {
-            return Ok(release(None));
+        // A group that names no number has it only for the machines that start from now on.
+        if from.number == to.number && setup.is_numbered() {
+            let last = self.last_refresh(group).await?;
+            if !last.as_ref().is_some_and(Refresh::broke_off) {
+                return Ok(release(None));
+            }
         }
         let desired = setup.with(to);
         // AWS refuses to promise a way back that it has not.

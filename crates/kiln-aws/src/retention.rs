@@ -3,7 +3,10 @@
 //! Ours is what stands in the catalog and carries the tags that the catalog's record says, among them the intent. An AMI that another kiln
 //! made and this one adopted is not. Withdrawn is deprecated and disabled: nothing starts from it, and it can be had back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::SystemTime,
+};
 
 use aws_sdk_ec2::{primitives::DateTime, types::ImageState};
 use kiln_core::{ImageName, Version};
@@ -20,6 +23,8 @@ use crate::{
 /// When it was withdrawn, seconds since 1970, UTC.
 pub(crate) const WITHDRAWN: &str = "kiln:withdrawn";
 const DAY: u64 = 86_400;
+/// How far ahead of now a deprecation begins, in seconds: EC2 rounds to minutes, and clocks differ.
+const AHEAD: u64 = 900;
 
 /// What is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,8 +139,9 @@ impl Region {
     /// snapshot has one for when the AMI is gone.
     async fn withdraw(&self, ami: &Ami, now: u64) -> Result<(), AwsError> {
         self.mark(&[&ami.ami, &ami.snapshot], &BTreeMap::from([(WITHDRAWN.to_owned(), now.to_string())])).await?;
-        // EC2 wants a date that is still to come.
-        let at = DateTime::from_secs(i64::try_from(now + 120).unwrap_or(i64::MAX));
+        // EC2 wants a date that is still to come when the request arrives, by its own clock.
+        let clock = self.caller.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let at = DateTime::from_secs(i64::try_from(clock.as_secs().max(now) + AHEAD).unwrap_or(i64::MAX));
         let deprecate = || self.ec2.enable_image_deprecation().image_id(&ami.ami).deprecate_at(at).send();
         self.caller.call("EnableImageDeprecation", Age::Old, deprecate).await?;
         let disable = || self.ec2.disable_image().image_id(&ami.ami).send();
@@ -148,7 +154,8 @@ impl Region {
         let ours = value(DISK) == Some(&ami.disk.to_string()) && value(TAG) == Some(&ami.intent);
         let foreign = match image.deregistration_protection.as_deref() {
             _ if !ours => Some("it does not carry the tags of its record"),
-            Some(protection) if protection.starts_with("enabled") => Some("it is protected"),
+            // Also while it cools down after protection was taken off.
+            Some(protection) if protection != "disabled" => Some("it is protected"),
             _ => None,
         };
         // Half withdrawn, or enabled again: the days count from when it is disabled.

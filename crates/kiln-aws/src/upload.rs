@@ -91,7 +91,7 @@ impl Region {
         let mut put = 0;
         if !snapshot.complete {
             let below = parent.map(|parent| &*parent.layout);
-            let blocks = blocks::to_write(&disk.layout, below, snapshot.unwritten());
+            let blocks = blocks::to_write(&disk.layout, below);
             let (mut journal, mut sums) = Journal::open(&intent.journals, &snapshot.id).map_err(AwsError::Journal)?;
             sums.retain(|block, _| blocks.binary_search(block).is_ok());
             let version = parent.map(|parent| parent.version.as_str());

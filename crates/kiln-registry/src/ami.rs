@@ -29,6 +29,10 @@ pub struct Ami {
     /// The key that encrypts the snapshot; `None`: it is not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kms_key: Option<String>,
+    /// The key that was asked for; an account may encrypt what nobody asked it to. Snapshots stand on each other only where this is
+    /// the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wanted_key: Option<String>,
     /// Stands as the tag `kiln:intent` on both.
     pub intent: String,
     /// Seconds since 1970, UTC.

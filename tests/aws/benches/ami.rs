@@ -95,7 +95,7 @@ fn noise(bytes: &mut [u8], state: &mut u64) {
     }
 }
 
-/// Blocks of `new` that are not as before, where before is nothing but zeros unless it is given.
+/// Blocks of `new` that are not as before, all of them where there is no before.
 fn changed(new: &Path, before: Option<&Path>) -> usize {
     let (new, before) = (File::open(new).unwrap(), before.map(|path| File::open(path).unwrap()));
     let (mut one, mut other) = (vec![0; BLOCK], vec![0; BLOCK]);
@@ -104,7 +104,7 @@ fn changed(new: &Path, before: Option<&Path>) -> usize {
         if let Some(before) = &before {
             before.read_exact_at(&mut other, block * BLOCK as u64).unwrap();
         }
-        one != other
+        before.is_none() || one != other
     };
     (0..SIZE / BLOCK as u64).filter(differs).count()
 }

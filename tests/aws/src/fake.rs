@@ -206,7 +206,8 @@ impl Fake {
         all
     }
 
-    /// A block of a snapshot as a volume made from it would show it; `None` where there is no such block.
+    /// A block of a snapshot as an encrypted volume made from it would show it; `None` where there is no such block. What nobody wrote
+    /// into a snapshot that was written block by block is noise there: what the key makes of nothing.
     ///
     /// # Panics
     /// Where the temporary file cannot be read.
@@ -218,7 +219,7 @@ impl Fake {
         }
         Some(match snapshot.blocks.get(&index) {
             Some(block) => world.blocks.read(&block.digest).expect("a stored block can be read"),
-            None if snapshot.encrypted => noise(&snapshot.id, index),
+            None if snapshot.encrypted || !snapshot.written.is_empty() => noise(&snapshot.id, index),
             None => vec![0; BLOCK],
         })
     }

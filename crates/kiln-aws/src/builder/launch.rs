@@ -124,11 +124,15 @@ fn attempts<'a>(machine: &'a Ec2Machine, subnets: &'a [Subnet]) -> impl Iterator
 fn has_no_room(code: &str, spot: bool) -> bool {
     let nowhere_here = [
         "InsufficientInstanceCapacity",
+        "InsufficientCapacity",
+        "InsufficientVolumeCapacity",
+        "InsufficientAddressCapacity",
         "InsufficientFreeAddressesInSubnet",
         // The type is not offered in the zone.
         "Unsupported",
     ];
-    let not_as_spot = ["SpotMaxPriceTooLow", "MaxSpotInstanceCountExceeded", "InvalidSpotInstanceType"];
+    let not_as_spot =
+        ["SpotMaxPriceTooLow", "MaxSpotInstanceCountExceeded", "InvalidSpotInstanceType", "UnfulfillableCapacity"];
     nowhere_here.contains(&code) || (spot && not_as_spot.contains(&code))
 }
 

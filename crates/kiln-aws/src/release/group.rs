@@ -30,6 +30,11 @@ impl Setup {
         desired.mixed_instances_policy(policy).build()
     }
 
+    /// Whether the group names a version of its launch template, and not the newest or the default one.
+    pub(super) fn is_numbered(&self) -> bool {
+        self.specification.version.as_deref().is_some_and(|version| !version.starts_with('$'))
+    }
+
     /// What of it makes it impossible to go back.
     pub(super) fn warnings(&self) -> Vec<String> {
         let version = self.specification.version.as_deref().unwrap_or("$Default");

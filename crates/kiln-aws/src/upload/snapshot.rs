@@ -6,8 +6,7 @@ use kiln_registry::Ami;
 
 use super::{Parent, Wanted, journal};
 use crate::{
-    Note, Region,
-    blocks::{self, Unwritten},
+    Note, Region, blocks,
     call::Age,
     error::{AwsError, acknowledged},
     intent::{DISK, Intent, TAG, tag, tagged},
@@ -26,13 +25,6 @@ pub(crate) struct Snapshot {
     pub(crate) complete: bool,
     pub(crate) kms_key: Option<String>,
     pub(crate) parent: Option<String>,
-}
-
-impl Snapshot {
-    /// What its unwritten blocks hold.
-    pub(crate) const fn unwritten(&self) -> Unwritten {
-        if self.kms_key.is_some() { Unwritten::Unknown } else { Unwritten::Zeros }
-    }
 }
 
 impl Region {

@@ -16,6 +16,7 @@ fn ami(version: &str, region: &str) -> Ami {
         ami: format!("ami-{region}"),
         snapshot: "snap-1".to_owned(),
         kms_key: None,
+        wanted_key: None,
         intent: "i".to_owned(),
         published: 1,
     }

@@ -11,7 +11,8 @@ async fn an_ami_has_every_byte_of_the_sealed_disk() {
     let disk = bench.publish("1.0.0", &bench::disk(1, 31));
     let published = bench.ami("1.0.0").await.unwrap();
     assert!(!published.already);
-    assert_eq!(published.blocks, bench::blocks_with_data(&disk));
+    // Zeros, too: a volume that is encrypted does not have them where nobody wrote.
+    assert_eq!(published.blocks, disk.len().div_ceil(bench::BLOCK));
     assert_eq!(bench.calls("PutSnapshotBlock"), published.blocks);
     bench.holds(&published, &disk);
     let amis = bench.registry.amis(&"web".parse().unwrap(), &"1.0.0".parse().unwrap()).unwrap();

@@ -370,11 +370,6 @@ fn next(state: &mut u64) -> u64 {
     *state >> 33
 }
 
-/// How many blocks of `disk` have data.
-pub(crate) fn blocks_with_data(disk: &[u8]) -> usize {
-    disk.chunks(BLOCK).filter(|block| block.iter().any(|byte| *byte != 0)).count()
-}
-
 /// A machine of a template.
 #[allow(dead_code, reason = "the benchmark starts none")]
 pub(crate) fn machine(region: &str) -> Ec2Machine {

@@ -75,6 +75,28 @@ async fn a_release_without_machines_to_be_had_turns_around_by_itself() {
     assert_eq!(refresh.reason.as_deref(), Some("InsufficientInstanceCapacity"));
 }
 
+/// The group has a version that kiln made, and the next one came to nothing: going back must not go one version too far.
+#[tokio::test]
+async fn a_release_that_went_back_by_itself_is_not_rolled_back_once_more() {
+    let bench = Bench::new("too-far");
+    let (first, second) = two_amis(&bench).await;
+    group(&bench, &first, "1");
+    let region = bench.region(REGION).await;
+    region.release(GROUP, &second, "web@1.1.0").await.unwrap();
+    bench.fake.replace_instances(Fake::ACCOUNT, REGION, GROUP, 2);
+    let third = "ami-0fedcba9876543210";
+    assert_eq!(region.release(GROUP, third, "web@1.2.0").await.unwrap().to, 3);
+    bench.fake.fail_refresh(Fake::ACCOUNT, REGION, GROUP, "InsufficientInstanceCapacity");
+    bench.fake.replace_instances(Fake::ACCOUNT, REGION, GROUP, 2);
+    assert!(region.refreshed(GROUP).await.unwrap().went_back());
+    for _ in 0..2 {
+        assert_eq!(region.roll_back(GROUP).await.unwrap(), None);
+        assert!(region.last_refresh(GROUP).await.unwrap().unwrap().went_back());
+    }
+    // And the version that it has is there, not to be brought once more.
+    assert_eq!(region.release(GROUP, &second, "web@1.1.0").await.unwrap().refresh, None);
+}
+
 #[tokio::test]
 async fn a_group_with_mixed_instances_keeps_its_types_and_its_spot_share() {
     let bench = Bench::new("mixed");
@@ -119,6 +141,22 @@ async fn a_group_that_follows_the_latest_version_is_warned_about() {
     let release = region.release(GROUP, &second, "web@1.1.0").await.unwrap();
     assert_eq!(release.warnings.len(), 1, "{:?}", release.warnings);
     assert!(release.warnings[0].contains("$Latest"));
+}
+
+/// The new version is the latest as soon as it is made: that the group has it replaces no machine.
+#[tokio::test]
+async fn a_group_that_follows_the_latest_version_is_brought_there_by_a_second_run() {
+    let bench = Bench::new("latest-again");
+    let (first, second) = two_amis(&bench).await;
+    group(&bench, &first, "$Latest");
+    let region = bench.region(REGION).await;
+    bench.fake.schedule(Schedule::new().at("StartInstanceRefresh", 1, Fault::AccessDenied));
+    region.release(GROUP, &second, "web@1.1.0").await.unwrap_err();
+    let release = region.release(GROUP, &second, "web@1.1.0").await.unwrap();
+    assert!(release.refresh.is_some(), "{release:?}");
+    bench.fake.replace_instances(Fake::ACCOUNT, REGION, GROUP, 2);
+    assert!(region.refreshed(GROUP).await.unwrap().succeeded());
+    assert_eq!(region.release(GROUP, &second, "web@1.1.0").await.unwrap().refresh, None);
 }
 
 #[tokio::test]

@@ -15,7 +15,9 @@ use crate::{
 
 pub(super) async fn point(arguments: ReleasePoint) -> Outcome {
     let registry = surroundings::reading(&arguments.registry, &arguments.image.image)?;
+    surroundings::refuse_old_state(&registry, &arguments.image.image, arguments.allow_unproven)?;
     let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
+    surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
     let interruption = Interruption::listen()?;
     let account = Account::open(access(interruption.token()), &arguments.regions[0]).await?;
     // All are known to be there before the first is pointed to.
@@ -37,7 +39,9 @@ pub(super) async fn point(arguments: ReleasePoint) -> Outcome {
 
 pub(super) async fn start(arguments: ReleaseStart) -> Outcome {
     let registry = surroundings::reading(&arguments.registry, &arguments.image.image)?;
+    surroundings::refuse_old_state(&registry, &arguments.image.image, arguments.allow_unproven)?;
     let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
+    surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
     let interruption = Interruption::listen()?;
     let (account, region) = open(&interruption, &arguments.group).await?;
     let ami = ami(&registry, &record, &account.number, &region.name)?;
@@ -62,12 +66,16 @@ pub(super) async fn roll_back(arguments: ReleaseGroup) -> Outcome {
     let (_, region) = open(&interruption, &arguments).await?;
     let under_way = match region.roll_back(&arguments.group).await? {
         None => {
+            if region.last_refresh(&arguments.group).await?.is_some_and(|refresh| refresh.went_back()) {
+                output::talk(&format!("{} has the version before its last release already", arguments.group));
+                return Ok(Exit::Done);
+            }
             output::talk("the release under way is turned around");
             if arguments.no_wait {
                 return Ok(Exit::Done);
             }
             let refresh = region.refreshed(&arguments.group).await?;
-            return ended(&refresh, refresh.status == "RollbackSuccessful");
+            return ended(&refresh, refresh.went_back());
         }
         Some(release) => {
             say(&release);
@@ -118,7 +126,12 @@ fn ended(refresh: &Refresh, good: bool) -> Outcome {
         output::talk(&describe(refresh));
         return Ok(Exit::Done);
     }
-    Err(Failure::new(describe(refresh)).hint("`kiln release rollback` goes back to the version before"))
+    let hint = if refresh.went_back() {
+        "the group has the version before again; `kiln release start` tries once more"
+    } else {
+        "`kiln release rollback` brings all machines to the version before"
+    };
+    Err(Failure::new(describe(refresh)).hint(hint))
 }
 
 /// `refresh-1: Successful, 100 %`
