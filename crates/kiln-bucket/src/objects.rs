@@ -14,8 +14,8 @@ use bytes::Bytes;
 use kiln_io::time::{Attempt, GaveUp, Policy, SystemClock, poll_until};
 use kiln_registry::{Condition, Folder, Meta, Objects, Tag};
 use object_store::{
-    ClientOptions, Error, GetOptions, GetRange, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, PutMode, PutPayload,
-    RetryConfig, UpdateVersion,
+    ClientOptions, Error, GetOptions, GetRange, MultipartUpload, ObjectMeta, ObjectStore as _, ObjectStoreExt as _,
+    PutMode, PutPayload, RetryConfig, UpdateVersion,
     aws::{AmazonS3, AmazonS3Builder},
     path::Path,
 };
@@ -71,6 +71,34 @@ impl S3 {
     fn path(&self, key: &str) -> Path {
         let prefix = &self.address.prefix;
         if prefix.is_empty() { Path::from(key) } else { Path::from(format!("{prefix}/{key}")) }
+    }
+
+    /// Sends what `part` reads at each place, one after the other.
+    fn send(
+        &self,
+        mut upload: Box<dyn MultipartUpload>,
+        size: u64,
+        part: impl Fn(u64) -> io::Result<Vec<u8>>,
+    ) -> io::Result<()> {
+        let mut at = 0;
+        let mut sent = Ok(());
+        while sent.is_ok() && at < size {
+            sent = part(at).and_then(|bytes| {
+                at += bytes.len() as u64;
+                self.wait(upload.put_part(PutPayload::from(bytes)))?.map_err(error)
+            });
+        }
+        self.wait(async move {
+            let sent = match sent {
+                Ok(()) => upload.complete().await.map(drop).map_err(error),
+                failed => failed,
+            };
+            if sent.is_err() {
+                // A store keeps the parts, and wants to be paid for them, until it is told. What failed first is what is said.
+                let _ = upload.abort().await;
+            }
+            sent
+        })?
     }
 
     fn wait<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> io::Result<T> {
@@ -178,15 +206,8 @@ impl Objects for S3 {
             return self.write(key, &part(0)?, Condition::Always).map(drop);
         }
         let (store, path) = (self.store.clone(), self.path(key));
-        let mut upload = self.wait(async move { store.put_multipart(&path).await })?.map_err(error)?;
-        let mut at = 0;
-        while at < size {
-            let bytes = part(at)?;
-            at += bytes.len() as u64;
-            let sent = upload.put_part(PutPayload::from(bytes));
-            self.wait(sent)?.map_err(error)?;
-        }
-        self.wait(async move { upload.complete().await })?.map(drop).map_err(error)
+        let upload = self.wait(async move { store.put_multipart(&path).await })?.map_err(error)?;
+        self.send(upload, size, part)
     }
 
     fn remove(&self, key: &str) -> io::Result<()> {
@@ -268,4 +289,82 @@ fn error(failed: Error) -> io::Error {
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::Pin,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use object_store::{Extensions, PutResult, UploadPart};
+
+    use super::*;
+
+    /// Takes parts up to the third, and is complete when it has as many as it wants.
+    #[derive(Debug)]
+    struct Store {
+        parts: usize,
+        wanted: usize,
+        aborted: Arc<AtomicBool>,
+    }
+
+    type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+    fn refusal(what: &str) -> Error {
+        Error::Generic { store: "S3", source: what.into() }
+    }
+
+    impl MultipartUpload for Store {
+        fn put_part(&mut self, _data: PutPayload) -> UploadPart {
+            self.parts += 1;
+            let taken = self.parts < 3;
+            Box::pin(async move { if taken { Ok(()) } else { Err(refusal("no such part")) } })
+        }
+
+        fn complete<'a, 'b>(&'a mut self) -> Answer<'b, PutResult>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            Box::pin(async move {
+                if self.parts == self.wanted {
+                    Ok(PutResult { e_tag: None, version: None, extensions: Extensions::default() })
+                } else {
+                    Err(refusal("not complete"))
+                }
+            })
+        }
+
+        fn abort<'a, 'b>(&'a mut self) -> Answer<'b, ()>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            Box::pin(async move {
+                self.aborted.store(true, Ordering::Relaxed);
+                Err(refusal("no such upload"))
+            })
+        }
+    }
+
+    #[test]
+    fn an_upload_that_fails_is_aborted_and_says_what_failed_first() {
+        let s3 = S3::new(&Address::parse("s3://bucket").unwrap()).unwrap();
+        let send = |parts: u64, wanted, readable: u64| {
+            let aborted = Arc::new(AtomicBool::new(false));
+            let upload = Store { parts: 0, wanted, aborted: aborted.clone() };
+            let part = |at| if at < readable { Ok(vec![0]) } else { Err(io::Error::other("the file cannot be read")) };
+            let sent = s3.send(Box::new(upload), parts, part).map_err(|error| error.to_string());
+            (sent.err().unwrap_or_default(), aborted.load(Ordering::Relaxed))
+        };
+        assert_eq!(send(2, 2, 2), (String::new(), false));
+        for (parts, wanted, readable, said) in
+            [(3, 3, 3, "no such part"), (2, 3, 2, "not complete"), (2, 2, 1, "cannot be read")]
+        {
+            let (error, aborted) = send(parts, wanted, readable);
+            assert!(error.contains(said) && aborted, "{error}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use kiln_core::{
@@ -171,12 +172,14 @@ pub async fn prepare(base: &Base, context: &BaseContext) -> Result<PreparedBase,
         let message = format!("what an interrupted kiln left of a base is still there: {error}");
         context.events.emit(Event::Warning { message });
     }
-    match base {
+    let prepared = match base {
         Base::Debian(debian) => debian::prepare(debian, context).await,
         Base::Qcow2(qcow2) => qcow2::prepare(qcow2, context).await,
         Base::Image(image) => image::prepare(image, context).await,
         Base::Ami(ami) => Err(BaseError::Elsewhere { wanted: ami.wanted.to_string() }),
-    }
+    }?;
+    Cache::at(&context.dirs).used(&prepared.disk, context.clock.wall());
+    Ok(prepared)
 }
 
 /// The base as the cache has it, without asking anybody: `None` when it is not there. A mirror may know a newer one.
@@ -194,16 +197,23 @@ pub fn half_made(dirs: &Dirs) -> usize {
     Cache::at(dirs).abandoned().iter().map(|(_lock, left)| left.len()).sum()
 }
 
-/// Removes what killed kilns left of bases that they were making; how many those were.
+/// Removes what killed kilns left of bases that they were making; how many those were. One that cannot be removed keeps
+/// none of the others.
 pub async fn sweep(dirs: &Dirs) -> Result<usize, BaseError> {
-    let mut swept = 0;
+    let mut swept = Ok(0);
     for (_lock, left) in Cache::at(dirs).abandoned() {
         for directory in left {
-            bootstrap::sweep(&Work::inherit(directory)).await?;
-            swept += 1;
+            let removed = bootstrap::sweep(&Work::inherit(directory)).await;
+            swept = swept.and_then(|count| removed.map(|()| count + 1));
         }
     }
-    Ok(swept)
+    swept
+}
+
+/// Calls `remove` with the path of every base, and of what else is kept to make one, that was not used for `age`, while
+/// nobody can begin to use it. A `dry` run leaves no trace of itself.
+pub fn forget_older(dirs: &Dirs, age: Duration, now: SystemTime, dry: bool, remove: &mut dyn FnMut(&Path)) {
+    Cache::at(dirs).forget_older(age, now, dry, remove);
 }
 
 /// A shell script that gives the root file system the whole disk, to be run as root in the guest before anything else:

@@ -140,7 +140,16 @@ impl Registry {
     pub(crate) fn recover(&self, image: &ImageName, now: u64) -> Result<Head, RegistryError> {
         let head = self.finished(image)?;
         let unlisted = self.unlisted_records(image, &head)?;
+        if !unlisted.is_empty() {
+            self.settle_records(image)?;
+        }
         self.list(image, &head, &unlisted, "recovery", now)
+    }
+
+    /// Makes the names of records last that others wrote: they may be younger than the last sync, and what a head lists has
+    /// to be there.
+    fn settle_records(&self, image: &ImageName) -> Result<(), RegistryError> {
+        self.place.settle(&format!("{}/v", image_key(image)))
     }
 
     /// The head of `image` with every revision that is logged.
@@ -159,6 +168,9 @@ impl Registry {
             let records = self.unlisted_records(image, &head)?;
             let missing = head.unlisted(&records).into_iter();
             let published: Vec<_> = missing.filter(|record| versions.contains(&record.artifact.version)).collect();
+            if !published.is_empty() {
+                self.settle_records(image)?;
+            }
             head.put(&published);
         }
         // The name of the log entry may be younger than the last sync.

@@ -149,6 +149,8 @@ impl Registry {
             content: None,
             attestations: attestations.clone(),
         };
+        // Who sent a blob that was found here may not have made its name last yet.
+        self.place.settle("blobs/sha256")?;
         self.enter(artifact, stored, parent.as_ref(), publication, &date, &publishing)
     }
 

@@ -20,7 +20,10 @@ use kiln_io::{
     random,
 };
 
-use super::{BaseContext, BaseError, cache::Work};
+use super::{
+    BaseContext, BaseError,
+    cache::{NOTE, Work},
+};
 use crate::HOST_KEYS_UNIT;
 
 const ESSENTIAL: &str = include_str!("essential.sh");
@@ -50,7 +53,7 @@ pub(super) struct Bootstrap<'a> {
 }
 
 /// A directory that the mapped user ids may work in. The path is noted in the work directory before it is made, so that
-/// it is found again if kiln is killed.
+/// it is found again if kiln is killed, and the note goes last.
 #[derive(Debug)]
 struct Scratch {
     path: PathBuf,
@@ -61,7 +64,7 @@ impl Scratch {
     fn make(work: &Work) -> Result<Self, FsError> {
         let parent = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
         let path = parent.join(format!("kiln-base-{}", &random::nonce()[..12]));
-        let note = work.path("scratch");
+        let note = work.path(NOTE);
         std::os::unix::fs::symlink(&path, &note).map_err(failed("write", &note, 0))?;
         fs::create_dir(&path).map_err(failed("make", &path, 0))?;
         fs::set_permissions(&path, Permissions::from_mode(0o1777)).map_err(failed("open up", &path, 0))?;
@@ -97,7 +100,7 @@ impl Scratch {
 
 /// Removes what a killed run left outside its work directory.
 pub(super) async fn sweep(left: &Work) -> Result<(), BaseError> {
-    let note = left.path("scratch");
+    let note = left.path(NOTE);
     match fs::read_link(&note) {
         Ok(path) => Scratch { path, note }.remove().await,
         Err(_) => Ok(()),
@@ -303,6 +306,22 @@ mod tests {
             assert!(error.hint().unwrap().contains(word), "{complaint}: {:?}", error.hint());
             assert!(error.to_string().ends_with(complaint));
         }
+    }
+
+    #[tokio::test]
+    async fn a_scratch_that_cannot_be_removed_stays_noted_for_the_next_kiln() {
+        let directory = tempfile::tempdir().unwrap();
+        let (work, scratch) = (directory.path().join("work"), directory.path().join("scratch"));
+        fs::create_dir(&work).unwrap();
+        std::os::unix::fs::symlink(&scratch, work.join(NOTE)).unwrap();
+        // Nobody removes a file as a directory.
+        fs::write(&scratch, "").unwrap();
+        sweep(&Work::inherit(work.clone())).await.unwrap_err();
+        assert_eq!(fs::read_link(work.join(NOTE)).unwrap(), scratch);
+        fs::remove_file(&scratch).unwrap();
+        fs::create_dir(&scratch).unwrap();
+        sweep(&Work::inherit(work.clone())).await.unwrap();
+        assert!(!scratch.exists() && !work.exists());
     }
 
     #[test]

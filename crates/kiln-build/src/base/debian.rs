@@ -1,6 +1,6 @@
 //! `base.debian`: a system from Debian's own packages, built once for each set of inputs.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use kiln_core::{
     Digest,
@@ -8,13 +8,17 @@ use kiln_core::{
     event::{Event, Phase, Unit},
     plan::{DebianBase, Login},
 };
-use kiln_io::{dirs::Dirs, fs::require_space, process::version};
+use kiln_io::{
+    dirs::Dirs,
+    fs::{Lock, require_space},
+    process::version,
+};
 use serde::Serialize;
 
 use super::{
     BaseContext, BaseError, DirectKernel, DiskFormat, PreparedBase,
     bootstrap::{self, Bootstrap},
-    cache::{Cache, Entry, Work},
+    cache::{Cache, Entry, INITRD, KERNEL, Work},
     disk,
     release::{self, Release},
     sources::{self, HostSources},
@@ -80,32 +84,34 @@ pub(super) async fn prepare(base: &DebianBase, context: &BaseContext) -> Result<
                     base.suite
                 );
                 context.events.emit(Event::Warning { message });
-                return Ok(prepared(&cache, &name, entry));
+                return Ok(leased(&cache, &name, entry));
             }
             None => Release::unknown(&base.suite, context.clock.wall()),
         },
     };
     let name = format!("{prefix}-{state}");
     if let Some(entry) = cache.find(&name) {
-        return Ok(prepared(&cache, &name, entry));
+        return Ok(leased(&cache, &name, entry));
     }
     let _lock = cache.lock(&prefix, context).await?;
     if let Some(entry) = cache.find(&name) {
-        return Ok(prepared(&cache, &name, entry));
+        return Ok(leased(&cache, &name, entry));
     }
     let work = cache.work(&prefix)?;
     let mut entry = build(base, &sources, &packages, time, &work, context).await?;
     entry.record.key = Digest::of(format!("{inputs} {state}").as_bytes());
     let entry = cache.put(&name, &work, entry)?;
-    cache.forget_all_but_the_newest(&format!("{prefix}-"), KEPT);
-    Ok(prepared(&cache, &name, entry))
+    let found = leased(&cache, &name, entry);
+    let of_inputs = format!("{prefix}-");
+    cache.forget_unused(|name, _| name.starts_with(&of_inputs), KEPT);
+    Ok(found)
 }
 
 /// The newest base of these inputs that is in the cache.
 pub(super) fn known(base: &DebianBase, dirs: &Dirs) -> Option<PreparedBase> {
     let cache = Cache::at(dirs);
     let (name, entry) = cache.entries(&format!("{}-", wanted(base).prefix)).into_iter().next()?;
-    Some(prepared(&cache, &name, entry))
+    Some(prepared(&cache, &name, entry, None))
 }
 
 struct Wanted {
@@ -177,11 +183,15 @@ async fn build(
     })
 }
 
-fn prepared(cache: &Cache, name: &str, entry: Entry) -> PreparedBase {
+fn leased(cache: &Cache, name: &str, entry: Entry) -> PreparedBase {
+    prepared(cache, name, entry, cache.lease(name))
+}
+
+fn prepared(cache: &Cache, name: &str, entry: Entry, lease: Option<Lock>) -> PreparedBase {
     let directory = cache.path(name);
     let kernel = entry.command_line.map(|command_line| DirectKernel {
-        kernel: directory.join("vmlinuz"),
-        initrd: directory.join("initrd"),
+        kernel: directory.join(KERNEL),
+        initrd: directory.join(INITRD),
         command_line,
     });
     PreparedBase {
@@ -192,6 +202,6 @@ fn prepared(cache: &Cache, name: &str, entry: Entry) -> PreparedBase {
         kernel,
         record: entry.record,
         tools: entry.tools,
-        lease: None,
+        lease: lease.map(Arc::new),
     }
 }

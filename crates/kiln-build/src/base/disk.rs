@@ -16,6 +16,8 @@ use kiln_disk::{
 };
 use sha2::{Digest as _, Sha256};
 
+use super::cache::{INITRD, KERNEL};
+
 const MIB: u64 = 1 << 20;
 const BIOS: std::ops::Range<u64> = MIB..2 * MIB;
 const ESP: std::ops::Range<u64> = 2 * MIB..64 * MIB;
@@ -61,7 +63,7 @@ pub(super) fn write(
         tree.empty(place);
     }
     let ids = Ids::parse(&part("ids")?);
-    for (name, file) in [("vmlinuz", "vmlinuz"), ("initrd.img", "initrd"), ("packages", "packages")] {
+    for (name, file) in [("vmlinuz", KERNEL), ("initrd.img", INITRD), ("packages", "packages")] {
         std::fs::write(directory.join(file), part(name)?)?;
     }
 

@@ -23,13 +23,11 @@ use kiln_io::{
 
 use super::{
     BaseContext, BaseError, DirectKernel, DiskFormat, Images, NotLaidDown, PreparedBase,
-    cache::{Cache, Entry, Work},
+    cache::{Cache, Entry, INITRD, KERNEL, Work},
     release::seconds,
 };
 
 const DISK: &str = "disk.qcow2";
-const KERNEL: &str = "vmlinuz";
-const INITRD: &str = "initrd";
 /// Versions of one image that stay in the cache although nobody uses them.
 const KEPT: usize = 3;
 

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use kiln_core::{
@@ -20,25 +23,35 @@ use kiln_disk::{
 use kiln_io::{
     dirs::Dirs,
     download::{self, Download, download},
-    fs::{create_private_dir, failed},
+    fs::{Lock, create_private_dir, failed},
     guest::Progress,
 };
 
 use super::{
     BaseContext, BaseError, DiskFormat, PreparedBase,
-    cache::{Cache, Entry},
+    cache::{Cache, DOWNLOADED, DOWNLOADS, Entry},
     release::seconds,
 };
 
 pub(super) async fn prepare(base: &Qcow2Base, context: &BaseContext) -> Result<PreparedBase, BaseError> {
-    let (disk, entry) = match &base.source {
-        Qcow2Source::File { path, resolved, digest } => local(path, Path::new(resolved), *digest).await?,
-        Qcow2Source::Url { url, digest } => remote(url, *digest, context).await?,
-    };
-    Ok(prepared(base, disk, entry))
+    match &base.source {
+        Qcow2Source::File { path, resolved, digest } => {
+            let (disk, entry) = local(path, Path::new(resolved), *digest).await?;
+            Ok(prepared(base, disk, entry, None))
+        }
+        Qcow2Source::Url { url, digest } => {
+            let (disk, entry) = remote(url, *digest, context).await?;
+            let lease = Cache::at(&context.dirs).lease(&entry_name(digest));
+            Ok(prepared(base, disk, entry, lease))
+        }
+    }
 }
 
-fn prepared(base: &Qcow2Base, disk: PathBuf, entry: Entry) -> PreparedBase {
+fn entry_name(digest: &Digest) -> String {
+    format!("{DOWNLOADED}{}", digest.hex())
+}
+
+fn prepared(base: &Qcow2Base, disk: PathBuf, entry: Entry, lease: Option<Lock>) -> PreparedBase {
     PreparedBase {
         disk,
         format: DiskFormat::Qcow2,
@@ -47,7 +60,7 @@ fn prepared(base: &Qcow2Base, disk: PathBuf, entry: Entry) -> PreparedBase {
         kernel: None,
         record: entry.record,
         tools: entry.tools,
-        lease: None,
+        lease: lease.map(Arc::new),
     }
 }
 
@@ -56,12 +69,12 @@ pub(super) fn known(base: &Qcow2Base, dirs: &Dirs) -> Option<PreparedBase> {
     match &base.source {
         Qcow2Source::File { path, resolved, digest } => {
             let size = approve(path, Path::new(resolved)).ok()?;
-            Some(prepared(base, PathBuf::from(resolved), entry(path, *digest, size, 0)))
+            Some(prepared(base, PathBuf::from(resolved), entry(path, *digest, size, 0), None))
         }
         Qcow2Source::Url { digest, .. } => {
-            let (cache, name) = (Cache::at(dirs), format!("qcow2-{}", digest.hex()));
+            let (cache, name) = (Cache::at(dirs), entry_name(digest));
             let entry = cache.find(&name)?;
-            Some(prepared(base, cache.path(&name).join(&entry.disk), entry))
+            Some(prepared(base, cache.path(&name).join(&entry.disk), entry, None))
         }
     }
 }
@@ -79,7 +92,7 @@ async fn local(shown: &str, path: &Path, expected: Digest) -> Result<(PathBuf, E
 
 async fn remote(url: &str, expected: Digest, context: &BaseContext) -> Result<(PathBuf, Entry), BaseError> {
     let cache = Cache::open(context)?;
-    let name = format!("qcow2-{}", expected.hex());
+    let name = entry_name(&expected);
     let found = |entry: Entry| (cache.path(&name).join(&entry.disk), entry);
     if let Some(entry) = cache.find(&name) {
         return Ok(found(entry));
@@ -89,7 +102,7 @@ async fn remote(url: &str, expected: Digest, context: &BaseContext) -> Result<(P
         return Ok(found(entry));
     }
     // The part lives outside the work directory, which a later run sweeps.
-    let parts = cache.path(".downloads");
+    let parts = cache.path(DOWNLOADS);
     create_private_dir(&parts)?;
     let target = parts.join(expected.hex());
     let start = context.clock.monotonic();

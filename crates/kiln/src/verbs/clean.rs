@@ -13,6 +13,7 @@ use kiln_build::{base, checkpoint::Store};
 use kiln_core::ByteSize;
 use kiln_io::{
     dirs::Dirs,
+    fs::Lock,
     ledger::{self, BuildReport, Choice, Condition, Resource},
 };
 
@@ -117,7 +118,8 @@ pub(crate) fn brief(report: &BuildReport) -> String {
 fn clean_cache(dirs: &Dirs, arguments: &Clean) -> Result<bool, Failure> {
     let age = Duration::from_secs(arguments.older_than.saturating_mul(86_400));
     let mut entries = Vec::new();
-    for section in children(&dirs.cache)?.into_iter().filter(|section| !section.ends_with("checkpoints")) {
+    let sections = children(&dirs.cache)?.into_iter();
+    for section in sections.filter(|section| !section.ends_with("checkpoints") && !section.ends_with("bases")) {
         if section.is_dir() { entries.extend(children(&section)?) } else { entries.push(section) }
     }
     // A build that still has something to release has its ledger in its directory.
@@ -130,7 +132,7 @@ fn clean_cache(dirs: &Dirs, arguments: &Clean) -> Result<bool, Failure> {
         }
     }
     let (mut freed, mut complete) = (0, true);
-    for path in entries.iter().filter(|path| untouched_for(path, age)) {
+    let mut remove = |path: &Path| {
         let bytes = size(path);
         let removed = match (arguments.dry_run, path.is_dir()) {
             (true, _) => Ok(()),
@@ -148,7 +150,17 @@ fn clean_cache(dirs: &Dirs, arguments: &Clean) -> Result<bool, Failure> {
                 output::talk(&format!("cannot remove {}: {error}", path.display()));
             }
         }
+    };
+    for path in entries.iter().filter(|path| untouched_for(path, age)) {
+        // Of the locks themselves only those go that nobody has.
+        let locked = !arguments.dry_run && path.join(".lock").exists();
+        let alone = locked.then(|| Lock::take(path, "kiln clean")).transpose();
+        if alone.is_ok() {
+            remove(path);
+        }
     }
+    // Machines stand on bases, and other kilns make some: only their own cache knows which may go.
+    base::forget_older(dirs, age, surroundings::now(), arguments.dry_run, &mut remove);
     // Checkpoints stand on each other, and machines on them: only their own store knows which may go.
     if !arguments.dry_run {
         let pruned = Store::at(dirs).prune_older(age, surroundings::now());
@@ -174,7 +186,7 @@ fn children(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
 
 fn untouched_for(path: &Path, age: Duration) -> bool {
     let Ok(metadata) = path.symlink_metadata() else { return false };
-    // A base that is only read keeps its time of change; its time of last reading tells more, where it is kept.
+    // What is only read keeps its time of change; its time of last reading tells more, where it is kept.
     let times = [metadata.modified(), metadata.accessed()];
     let newest = times.into_iter().flatten().max();
     newest.is_some_and(|newest| surroundings::now().duration_since(newest).unwrap_or_default() >= age)

@@ -9,15 +9,22 @@ use std::{
 use async_trait::async_trait;
 use kiln_build::bake::{Previous, PublishedDisk};
 use kiln_core::{
-    ByteSize, Version,
+    ByteSize, ImageName, Version,
     artifact::Artifact,
     event::{Event, Events as _, Phase, Unit},
-    plan::{Base, Plan, Qcow2Source},
+    plan::{Base, Plan, Qcow2Source, VersionSpec},
 };
 use kiln_disk::seal::StoredFrames;
-use kiln_io::{fs::Unnamed, guest::Progress};
+use kiln_io::{
+    fs::{Unnamed, write_atomic},
+    guest::Progress,
+};
 use kiln_registry::{Publication, Published, Record, Reference, Registry, Selector};
 
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Session, server::FromServer};
@@ -51,6 +58,10 @@ impl Session {
         let mut said = Vec::new();
         let mut artifact = artifact.clone();
         let mut in_registry = false;
+        // Nothing is published that could not be put where it was asked for, as far as its name is known by now.
+        if let (Some(output), VersionSpec::Fixed(_)) = (&self.arguments.output, &plan.version) {
+            refuse_another(&directory_of(&artifact, output), &artifact.image, &artifact.version)?;
+        }
         if let Some(registry) = self.registry.as_ref().filter(|_| plan.publish.registry) {
             let published = self.publish(registry, plan, &artifact, directory, events).await?;
             artifact = published.artifact.clone();
@@ -251,7 +262,8 @@ pub(super) fn check(output: &Path) -> Result<(), Failure> {
 /// `<output>/<image>-<version>/`, complete or absent; an earlier one of the same name is replaced. The files get their names
 /// when all of them are written: a build that is killed on the way leaves none.
 fn copy(artifact: &Artifact, from: &Path, output: &Path) -> Result<PathBuf, Failure> {
-    let to = output.join(format!("{}-{}", artifact.image, artifact.version));
+    let to = directory_of(artifact, output);
+    refuse_another(&to, &artifact.image, &artifact.version)?;
     let failed = |error| Failure::from(kiln_io::fs::failed("put the files at", &to, 0)(error));
     let mut written = Vec::new();
     for file in &artifact.files {
@@ -265,17 +277,109 @@ fn copy(artifact: &Artifact, from: &Path, output: &Path) -> Result<PathBuf, Fail
     let record = serde_json::to_vec_pretty(artifact).map_err(|error| Failure::of(&error))?;
     let part = output.join(format!(".{}.part", &kiln_io::random::nonce()[..8]));
     let placed = (|| {
-        fs::create_dir(&part)?;
-        written.into_iter().try_for_each(|(file, name)| file.place(&part.join(name)))?;
-        fs::write(part.join(RECORD), record)?;
-        if to.exists() {
-            fs::remove_dir_all(&to)?;
-        }
-        fs::rename(&part, &to)
+        fs::create_dir(&part).map_err(failed)?;
+        written.into_iter().try_for_each(|(file, name)| file.place(&part.join(name))).map_err(failed)?;
+        write_atomic(&part.join(RECORD), &record, 0o644)?;
+        // Copying took a while.
+        refuse_another(&to, &artifact.image, &artifact.version)?;
+        replace(&part, &to).map_err(failed)
     })();
-    placed.map_err(|error| {
+    let earlier = placed.inspect_err(|_| {
         let _ = fs::remove_dir_all(&part);
-        failed(error)
     })?;
+    fs::File::open(output).and_then(|output| output.sync_all()).map_err(kiln_io::fs::failed("sync", output, 0))?;
+    if let Some(earlier) = earlier {
+        fs::remove_dir_all(&earlier).map_err(kiln_io::fs::failed("remove the earlier files, now at", &earlier, 0))?;
+    }
     Ok(to)
+}
+
+fn directory_of(artifact: &Artifact, output: &Path) -> PathBuf {
+    output.join(format!("{}-{}", artifact.image, artifact.version))
+}
+
+/// Refuses what is at `to` unless it is an earlier copy of this version: it would be removed.
+fn refuse_another(to: &Path, image: &ImageName, version: &Version) -> Result<(), Failure> {
+    if to.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
+    let record = fs::read(to.join(RECORD)).ok();
+    let record = record.and_then(|json| serde_json::from_slice::<serde_json::Value>(&json).ok()).unwrap_or_default();
+    if record["image"] == image.as_str() && record["version"] == version.as_str() {
+        return Ok(());
+    }
+    let message = format!("cannot put the files at `{}`: something else is there", to.display());
+    let cause = format!("it has no `{RECORD}` of {image} {version}, so it is not kiln's to replace");
+    Err(Failure::new(message).because(cause).hint("move it away, or name another directory with `--output`"))
+}
+
+/// Gives `part` the name `to`; where what had it before is now. At no moment is one of them without a name.
+fn replace(part: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
+    match renameat_with(CWD, part, CWD, to, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(Some(part.to_owned())),
+        Err(Errno::NOENT) => fs::rename(part, to).map(|()| None),
+        // NFS and some others know no exchange.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => replace_in_two(part, to),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The same in two renames. Whoever ends kiln between them finds the earlier one beside the new one.
+fn replace_in_two(part: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
+    let earlier = part.with_extension("earlier");
+    match fs::rename(to, &earlier) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return fs::rename(part, to).map(|()| None),
+        Err(error) => return Err(error),
+    }
+    fs::rename(part, to).inspect_err(|_| {
+        let _ = fs::rename(&earlier, to);
+    })?;
+    Ok(Some(earlier))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch() -> PathBuf {
+        let directory = std::env::temp_dir().join(format!("kiln-place-{}", &kiln_io::random::nonce()[..8]));
+        fs::create_dir(&directory).unwrap();
+        directory
+    }
+
+    fn directory(path: PathBuf, text: &str) -> PathBuf {
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join(RECORD), text).unwrap();
+        path
+    }
+
+    #[test]
+    fn an_earlier_copy_is_replaced_and_kept_until_the_new_one_has_its_name() {
+        for replace in [replace, replace_in_two] {
+            let scratch = scratch();
+            let to = scratch.join("web-1");
+            assert_eq!(replace(&directory(scratch.join(".a.part"), "first"), &to).unwrap(), None);
+            let earlier = replace(&directory(scratch.join(".b.part"), "second"), &to).unwrap().unwrap();
+            assert_eq!(fs::read_to_string(to.join(RECORD)).unwrap(), "second");
+            assert_eq!(fs::read_to_string(earlier.join(RECORD)).unwrap(), "first");
+            assert!(replace(&scratch.join("none"), &to).is_err());
+            assert_eq!(fs::read_to_string(to.join(RECORD)).unwrap(), "second");
+            fs::remove_dir_all(scratch).unwrap();
+        }
+    }
+
+    #[test]
+    fn refuses_a_directory_that_kiln_did_not_put_there() {
+        let (scratch, image, version) = (scratch(), "web".parse().unwrap(), "1".parse().unwrap());
+        let refused = |to: &Path| refuse_another(to, &image, &version);
+        refused(&scratch.join("none")).unwrap();
+        refused(&directory(scratch.join("ours"), r#"{"image":"web","version":"1"}"#)).unwrap();
+        for (name, record) in [("mine", "x"), ("other", r#"{"image":"web","version":"2"}"#)] {
+            let failure = refused(&directory(scratch.join(name), record)).unwrap_err();
+            assert!(failure.message.contains(name) && failure.hint.is_some(), "{failure:?}");
+        }
+        refused(&scratch).unwrap_err();
+        fs::remove_dir_all(scratch).unwrap();
+    }
 }
