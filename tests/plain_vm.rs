@@ -45,7 +45,18 @@ impl PlainVm {
         let (ssh, http) = (free_port(), free_port());
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off", "-smp", "2", "-m", "1024", "-nographic", "-no-reboot"])
+            .args([
+                "-accel",
+                "tcg,thread=multi",
+                "-cpu",
+                "max,la57=off",
+                "-smp",
+                "2",
+                "-m",
+                "1024",
+                "-nographic",
+                "-no-reboot",
+            ])
             .args(["-drive", &format!("file={},format=qcow2,if=virtio,cache=unsafe", overlay.display())])
             .args(["-drive", &format!("file={},format=raw,if=virtio,readonly=on", seed.display())])
             .args([

@@ -65,6 +65,10 @@ fn a_directory_of_templates_is_planned_as_one() {
     let plans = kiln(&user, "plan", "", &["--json", "--only", "r*"]).ends_with(0).stdout;
     let plans: serde_json::Value = serde_json::from_str(&plans).unwrap();
     assert_eq!((plans.as_array().map(Vec::len), &plans[0]["checkpoints"]), (Some(1), &serde_json::Value::Null));
+    // What another template needs is not looked for.
+    write(&user, "away", "base.image = 'nowhere@stable'");
+    kiln(&user, "plan", "", &["--only", "r*"]).ends_with(0);
+    fs::remove_dir_all(user.path("templates/away")).unwrap();
     // Without its base in the run, an image needs it in the registry.
     kiln(&user, "plan", "", &["--only", "one"]).ends_with(2);
 

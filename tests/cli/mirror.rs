@@ -148,6 +148,35 @@ fn credentials_come_from_dockers_configuration() {
 }
 
 #[test]
+fn what_is_not_proven_or_old_is_not_mirrored() {
+    let user = Home::apart("mirror-unproven");
+    published(&user);
+    // The repository is looked at last: who hears of it has passed, and nothing was sent.
+    let passed = "it begins with no host";
+    let mirror = |more: &[&str]| {
+        let ran = user.kiln(&[&["mirror", "web", "--to", "team/web"], more].concat());
+        assert_ne!(ran.code, Some(0), "{ran:?}");
+        ran.stderr
+    };
+    let head = user.path("data/registry/images/web/head.json");
+    let old = fs::read(&head).unwrap();
+    user.kiln(&["promote", "web", "1.0.0", "--to", "stable"]).succeeds();
+    let asked = mirror(&[]);
+    assert!(asked.contains(passed), "without a key there is nothing to prove: {asked}");
+    let new = fs::read(&head).unwrap();
+    fs::write(&head, old).unwrap();
+    let refused = mirror(&[]);
+    assert!(refused.contains("is not the newest one") && !refused.contains(passed), "{refused}");
+    fs::write(&head, new).unwrap();
+
+    user.kiln(&["key", "init", "--name", "ada"]).succeeds();
+    let refused = mirror(&[]);
+    assert!(refused.contains("it has no signature") && refused.contains("--allow-unproven"), "{refused}");
+    let asked = mirror(&["--allow-unproven"]);
+    assert!(asked.contains(passed), "{asked}");
+}
+
+#[test]
 fn a_repository_that_is_none_is_refused_with_its_form() {
     let user = Home::apart("mirror-wrong");
     published(&user);

@@ -323,3 +323,14 @@ fn same_disk(raw: &Path, other: &Path, format: &str) {
     let compare = compare.unwrap();
     assert!(compare.status.success(), "{format}: {compare:?}");
 }
+
+#[test]
+fn a_new_registry_may_have_a_relative_path_and_has_to_be_of_a_known_kind() {
+    let user = Home::apart("kinds");
+    let init = user.command(&["registry", "init", "--registry", "a/b"]).current_dir(user.path("")).output().unwrap();
+    assert!(init.status.success() && user.path("a/b").is_dir(), "{init:?}");
+    for verb in [&["images"][..], &["registry", "verify"]] {
+        let refused = user.kiln(&[verb, &["--registry", "gs://bucket/images"]].concat()).ends_with(2).stderr;
+        assert!(refused.contains("`gs://bucket/images` is no registry") && refused.contains("s3://"), "{refused}");
+    }
+}

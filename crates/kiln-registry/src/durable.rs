@@ -201,7 +201,7 @@ pub(crate) fn directory(path: &Path) -> Result<(), RegistryError> {
     if path.is_dir() {
         return Ok(());
     }
-    if let Some(parent) = path.parent() {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         directory(parent)?;
     }
     match fs::create_dir(path) {

@@ -1,6 +1,6 @@
 //! Versions as plain files: `/images/web/stable/disk.qcow2`, for every client that can GET.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -22,6 +22,8 @@ use crate::{
 
 /// What is laid down for the asking, whether a record names it or not.
 const FORMS: [&str; 3] = ["qcow2", "raw", "raw.zst"];
+/// For the sums before to be made.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) async fn file(
     State(app): State<Arc<App>>,
@@ -47,7 +49,7 @@ pub(crate) async fn file(
     Ok(response)
 }
 
-/// A record, and whether its address will always mean it.
+/// A record, and whether its address is a digest of it. A version's name is none: who has it from a cache must hear of a revocation.
 #[derive(Debug)]
 pub(crate) struct Selected {
     pub(crate) record: Record,
@@ -66,12 +68,7 @@ pub(crate) async fn record(
     let now = app.now();
     app.on_disk(move |app| {
         let record = app.registry.usable(&selector, now, false)?;
-        let immutable = match &selector.reference {
-            Reference::Newest => false,
-            Reference::Named(name) => *name == record.artifact.version,
-            Reference::Disk(_) => true,
-        };
-        Ok(Selected { record, immutable })
+        Ok(Selected { record, immutable: matches!(selector.reference, Reference::Disk(_)) })
     })
     .await
 }
@@ -143,9 +140,15 @@ async fn checksum(
         Some(sum) => sum,
         None if method == Method::HEAD => return Ok(().into_response()),
         None => {
-            let permit = Arc::clone(&app.streams).try_acquire_owned().map_err(|_| Problem::busy())?;
+            let turn = tokio::time::timeout(PATIENCE, Arc::clone(&app.summing).acquire_owned()).await;
+            let turn = turn.map_err(|_| Problem::busy())?.map_err(|_| Problem::busy())?;
+            // The turn goes along: who asked may be gone before the disk is read.
             app.on_disk(move |app| {
-                let _permit = permit;
+                let _turn = turn;
+                // Whoever had the turn before may have made this very sum.
+                if let Some(sum) = app.known_sum(&record, &format) {
+                    return Ok(sum);
+                }
                 let sum = digest(app, &record, &format)?;
                 app.learn_sum(&record, &format, sum);
                 Ok(sum)

@@ -13,7 +13,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Request, State},
-    http::{HeaderValue, Response, header},
+    http::{HeaderMap, HeaderValue, Response, header},
     middleware::{self, Next},
     response::IntoResponse as _,
     routing::{any, get},
@@ -34,7 +34,9 @@ use tokio_native_tls::{TlsAcceptor, native_tls};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    ServeError, api, dashboard, files, oci,
+    ServeError,
+    access::Scope,
+    api, dashboard, files, oci,
     paced::Paced,
     problem::{Inside, Problem},
     renew,
@@ -245,6 +247,10 @@ async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> R
     }
     app.metrics.answered(response.status().as_u16(), app.clock.monotonic().saturating_sub(begun));
     let headers = response.headers_mut();
+    // Whatever says nothing more exact about itself: lists and records are not for caches that many share, either.
+    if headers.get(header::CACHE_CONTROL).is_none_or(|caching| caching == "no-cache") && !app.tokens.public() {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
+    }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
@@ -263,8 +269,11 @@ async fn ready(State(app): State<Arc<App>>) -> Response<Body> {
     }
 }
 
-async fn metrics(State(app): State<Arc<App>>) -> Result<Response<Body>, Problem> {
-    let (images, expiries) = app
+/// Where reading is not public it needs a token, and names only images that this token may read.
+async fn metrics(State(app): State<Arc<App>>, headers: HeaderMap) -> Result<Response<Body>, Problem> {
+    let caller = app.tokens.caller(&headers)?;
+    caller.require_any()?;
+    let (images, mut expiries) = app
         .on_disk(|app| {
             let images = app.index.images()?;
             let expiries = images.iter().filter_map(|image| {
@@ -276,6 +285,7 @@ async fn metrics(State(app): State<Arc<App>>) -> Result<Response<Body>, Problem>
             Ok((images, expiries))
         })
         .await?;
+    expiries.retain(|(image, _)| caller.may(Scope::Read, image));
     let versions = images.iter().map(|image| image.versions).sum();
     let streams = crate::state::STREAMS - app.streams.available_permits();
     let text = app.metrics.text(images.len(), versions, streams, &expiries);

@@ -23,6 +23,8 @@ use crate::{
 const PIECES: usize = 64 << 20;
 /// Downloads that run at once. Each holds two reads of 1 MiB beside the pieces.
 pub(crate) const STREAMS: usize = 64;
+/// Listeners to events at once. Each looks at the registry every second.
+const LISTENERS: usize = 64;
 /// Files whose places are known: about 40 bytes for each chunk of the disk.
 const VIEWS: usize = 16;
 /// Chunks of all the views together; 8 million are 500 GiB of disks.
@@ -45,6 +47,9 @@ pub(crate) struct App {
     pub(crate) builds: Option<PathBuf>,
     pub(crate) pieces: Pieces,
     pub(crate) streams: Arc<Semaphore>,
+    /// The turn to make a sum that nobody recorded, which reads a whole disk: one at a time, and none in the place of a download.
+    pub(crate) summing: Arc<Semaphore>,
+    pub(crate) listeners: Arc<Semaphore>,
     /// Reads that run at once, over all downloads: more threads would not be quicker, and each holds a piece.
     pub(crate) readers: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
@@ -86,6 +91,8 @@ impl App {
             builds: None,
             pieces: Pieces::new(PIECES),
             streams: Arc::new(Semaphore::new(STREAMS)),
+            summing: Arc::new(Semaphore::new(1)),
+            listeners: Arc::new(Semaphore::new(LISTENERS)),
             readers: Arc::new(Semaphore::new(2 * thread::available_parallelism().map_or(2, usize::from))),
             metrics: Metrics::default(),
             sessions: Sessions::default(),

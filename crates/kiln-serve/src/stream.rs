@@ -49,7 +49,7 @@ pub(crate) struct Representation {
     pub(crate) sha256: Option<Digest>,
     pub(crate) content_type: &'static str,
     pub(crate) modified: u64,
-    /// It never changes under this address.
+    /// The address is a digest of the content, so it never means anything else.
     pub(crate) immutable: bool,
     pub(crate) file_name: Option<String>,
     /// Keeps the version from being removed while it is sent.
@@ -77,7 +77,7 @@ impl Representation {
             wanted => wanted,
         };
         let mut response = Response::new(Body::empty());
-        self.describe(response.headers_mut(), &etag)?;
+        self.describe(response.headers_mut(), &etag, app.tokens.public())?;
         let (parts, length) = match wanted {
             Wanted::NotModified => {
                 *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -116,13 +116,12 @@ impl Representation {
         Ok(response)
     }
 
-    fn describe(&self, headers: &mut HeaderMap, etag: &str) -> Result<(), Problem> {
+    fn describe(&self, headers: &mut HeaderMap, etag: &str, public: bool) -> Result<(), Problem> {
         insert(headers, header::ETAG, etag)?;
         insert(headers, header::ACCEPT_RANGES, "bytes")?;
         insert(headers, header::LAST_MODIFIED, &http_date(self.modified))?;
         insert(headers, header::CONTENT_TYPE, self.content_type)?;
-        let caching = if self.immutable { "public, max-age=31536000, immutable" } else { "no-cache" };
-        insert(headers, header::CACHE_CONTROL, caching)?;
+        insert(headers, header::CACHE_CONTROL, caching(public, self.immutable))?;
         if let Some(sha256) = &self.sha256 {
             let text = STANDARD.encode(sha256.as_bytes());
             headers.insert("repr-digest", value(&format!("sha-256=:{text}:"))?);
@@ -160,6 +159,16 @@ impl Representation {
         });
         let length = length.sum();
         Ok((parts, length))
+    }
+}
+
+/// What caches may do with an answer. What needs a token is not for a cache that many share, and each one asks whether the token
+/// still holds.
+const fn caching(public: bool, immutable: bool) -> &'static str {
+    match (public, immutable) {
+        (true, true) => "public, max-age=31536000, immutable",
+        (true, false) => "no-cache",
+        (false, _) => "private, no-cache",
     }
 }
 
@@ -293,5 +302,17 @@ fn read(app: &App, source: &Source, offset: u64, length: usize) -> io::Result<Ve
             blob.read_exact_at(&mut bytes, offset).map(|()| bytes)
         }
         Source::Memory(_) => Ok(Vec::new()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_everybody_may_read_for_ever_is_kept_without_asking() {
+        assert_eq!(caching(true, true), "public, max-age=31536000, immutable");
+        assert_eq!(caching(true, false), "no-cache");
+        assert_eq!((caching(false, true), caching(false, false)), ("private, no-cache", "private, no-cache"));
     }
 }

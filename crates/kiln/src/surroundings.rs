@@ -55,6 +55,10 @@ pub(crate) fn bare(path: &Path) -> Result<Registry, Failure> {
     refuse_server(path)?;
     Ok(match bucket(path)? {
         Some(address) => Registry::in_bucket(Arc::new(S3::new(&address)?))?,
+        None if path.to_str().is_some_and(|text| text.contains("://")) => {
+            return Err(Failure::usage(format!("`{}` is no registry that kiln knows", path.display()))
+                .hint("a directory, `s3://bucket/prefix`, or the URL of a server with `http://` or `https://`"));
+        }
         None => Registry::open(path)?,
     })
 }

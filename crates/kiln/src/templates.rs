@@ -58,12 +58,14 @@ pub(crate) fn resolve(arguments: &TemplateArguments, shelf: Option<&Shelf>) -> R
         let template = template::load(&entry, &facts).map_err(|mistakes| Failure::template(&mistakes))?;
         loaded.push((path, facts, template));
     }
-    let loaded = with_inputs(arguments, loaded)?;
+    let mut loaded = with_inputs(arguments, loaded)?;
     let (planned, asked) = plans(&loaded, None, &InRun::default())?;
     let planned = only(planned, &arguments.only)?;
     if !asked || shelf.is_none() {
         return Ok(planned);
     }
+    // What bases are in a registry or an account is nobody's question but theirs.
+    loaded.retain(|loaded| planned.iter().any(|planned| planned.template == loaded.path));
     let run = InRun::of(planned.iter().flat_map(|planned| &planned.plans));
     let (planned, _) = plans(&loaded, shelf, &run)?;
     only(planned, &arguments.only)

@@ -51,9 +51,10 @@ impl Trust {
         &self.keys
     }
 
-    /// Whether there is any key to verify with.
-    pub fn is_empty(&self) -> bool {
-        self.keys.iter().all(|key| key.revoked.is_some())
+    /// Whether nobody ever trusted a key here, so that nothing is to be proven. Revoked keys count: whoever revokes his last one
+    /// wants what it signed refused, not believed unseen.
+    pub const fn is_empty(&self) -> bool {
+        self.keys.is_empty()
     }
 
     /// The payload of an envelope that a believed key signed, and the key. Nothing of the payload is looked at before.

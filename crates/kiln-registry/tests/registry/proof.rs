@@ -154,6 +154,26 @@ fn a_key_that_nobody_trusts_one_that_is_revoked_and_one_for_another_builder_are_
 }
 
 #[test]
+fn a_version_of_the_only_key_is_refused_once_that_key_is_revoked() {
+    let scratch = Scratch::new("proof-only-key");
+    let (registry, keys, record) = signed(&scratch);
+    let id = keys.trust().unwrap().keys()[0].id;
+    keys.revoke(&id.hex()[..12], "the laptop was stolen", 2).unwrap();
+    let trust = keys.trust().unwrap();
+    assert!(!trust.is_empty());
+    let revoked = registry.trusting(trust.clone());
+    assert!(matches!(refusal(&revoked, &record), Unproven::RevokedKey { key, .. } if key == id));
+    let bare = Record { attestations: Vec::new(), ..record.clone() };
+    assert_eq!(refusal(&revoked, &bare), Unproven::Unsigned);
+    // Nor is it taken over from another registry, or its state believed.
+    let there = Registry::open(&scratch.0.join("there")).unwrap().trusting(trust);
+    let copied = there.copy(&revoked, &record, &fixed("1.0.0"), true, &|_| true);
+    assert!(matches!(copied, Err(RegistryError::Unproven { .. })), "{copied:?}");
+    let standing = revoked.standing(&record.artifact.image);
+    assert!(matches!(standing, Err(RegistryError::State { .. })), "{standing:?}");
+}
+
+#[test]
 fn what_was_altered_after_it_was_signed_is_refused() {
     let scratch = Scratch::new("proof-altered");
     let (registry, _, record) = signed(&scratch);
@@ -308,7 +328,7 @@ fn keys_are_private_and_what_is_wrong_with_them_is_said() {
     fs::set_permissions(keys.private(), fs::Permissions::from_mode(0o644)).unwrap();
     assert!(matches!(keys.signer(), Err(KeysError::Unusable { problem, .. }) if problem.contains("chmod 600")));
     keys.revoke(&key.id.to_string(), "lost", 2).unwrap();
-    assert!(keys.trust().unwrap().is_empty());
+    assert!(!keys.trust().unwrap().is_empty(), "a revoked key still asks for proof");
     let public = kiln_io::signing::VerifyingKey::from_pem(&key.public).unwrap();
     assert!(matches!(keys.trust_key(&public, "ada", &[], 3), Err(KeysError::Revoked { .. })));
     assert!(matches!(keys.revoke("", "x", 2), Err(KeysError::Unknown { .. })));

@@ -109,7 +109,8 @@ pub(crate) async fn revoke(
     let by = caller.signature(by.as_deref());
     let intent = Intent { by, now, reason: self::reason(reason)?, allow_revoked: false };
     let version = Parent { image, version };
-    let inherited = app.on_disk(move |app| app.registry.revoke(&version, from, &intent)).await?;
+    let mut inherited = app.on_disk(move |app| app.registry.revoke(&version, from, &intent)).await?;
     app.changed.notify_waiters();
+    inherited.retain(|child| caller.may(Scope::Read, &child.image));
     json(&wire::Inherited { inherited })
 }

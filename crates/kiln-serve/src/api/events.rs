@@ -1,7 +1,7 @@
 //! What happens: the log of one image, waited for; and everything, as server-sent events.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -15,8 +15,9 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream::try_unfold;
 use kiln_core::ImageName;
-use kiln_registry::{Change, RegistryError};
+use kiln_registry::Change;
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Answer, allowed, json, query::Query};
 use crate::{
@@ -30,6 +31,10 @@ use crate::{
 const LONGEST_WAIT: u64 = 60;
 /// Other processes write to the registry too: it is looked at this often.
 const LOOK: Duration = Duration::from_secs(1);
+/// Changes of one image that are read in one look.
+const MOST: usize = 1000;
+/// File systems count time in ticks of some milliseconds: until then a second change may have the stamp of the first.
+const SETTLED: Duration = Duration::from_secs(3);
 /// Without news a line keeps the connection alive.
 const SIGN_OF_LIFE: u32 = 15;
 
@@ -48,7 +53,7 @@ pub(crate) async fn log(
     loop {
         let image = image.clone();
         let changed = app.changed.notified();
-        let found = app.on_disk(move |app| app.registry.changes_after(&image, after, 1000)).await?;
+        let found = app.on_disk(move |app| app.registry.changes_after(&image, after, MOST)).await?;
         let rest = end.saturating_sub(app.clock.monotonic());
         if !found.is_empty() || rest.is_zero() {
             let rev = found.last().map_or(after, |change| change.rev);
@@ -66,24 +71,34 @@ struct Listening {
     app: Arc<App>,
     caller: Caller,
     stamps: BTreeMap<ImageName, SystemTime>,
-    revisions: BTreeMap<ImageName, u64>,
+    /// What was told of each image, and of one that could not be read when the stream began, nothing yet.
+    revisions: BTreeMap<ImageName, Option<u64>>,
+    /// Said once in the log, not every second.
+    unreadable: BTreeSet<ImageName>,
     waiting: VecDeque<(ImageName, Change)>,
     silent: u32,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Every change of every image the caller may read, from now on.
 pub(crate) async fn stream(State(app): State<Arc<App>>, headers: HeaderMap) -> Answer {
     let caller = app.tokens.caller(&headers)?;
     caller.require_any()?;
+    let place = Arc::clone(&app.listeners).try_acquire_owned().map_err(|_| {
+        let detail = "too many listen to events; try again in a moment";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "busy", detail)
+    })?;
     let (stamps, revisions) = app
         .on_disk(|app| {
-            let stamps = app.registry.stamps()?;
-            let revisions = stamps.keys().map(|image| Ok((image.clone(), app.registry.revision(image)?)));
-            let revisions = revisions.collect::<Result<BTreeMap<_, _>, RegistryError>>()?;
+            let mut stamps = app.registry.stamps()?;
+            let revisions: BTreeMap<_, _> =
+                stamps.keys().map(|image| (image.clone(), app.registry.revision(image).ok())).collect();
+            stamps.retain(|image, _| revisions.get(image).is_some_and(Option::is_some));
             Ok((stamps, revisions))
         })
         .await?;
-    let listening = Listening { app, caller, stamps, revisions, waiting: VecDeque::new(), silent: 0 };
+    let (unreadable, waiting) = (BTreeSet::new(), VecDeque::new());
+    let listening = Listening { app, caller, stamps, revisions, unreadable, waiting, silent: 0, _place: place };
     let first = Some(Bytes::from_static(b": kiln\n\n"));
     let events = try_unfold((listening, first), |(mut listening, first)| async move {
         let bytes = match first {
@@ -128,27 +143,55 @@ impl Listening {
         self.caller = self.app.tokens.again(&self.caller).ok_or_else(gone)?;
         self.caller.require_any()?;
         let (before, revisions) = (self.stamps.clone(), self.revisions.clone());
-        let (stamps, found) = self
+        let (mut stamps, found) = self
             .app
             .on_disk(move |app| {
                 let stamps = app.registry.stamps()?;
                 let mut found = Vec::new();
-                for (image, _) in stamps.iter().filter(|(image, stamp)| before.get(*image) != Some(*stamp)) {
-                    let rev = revisions.get(image).copied().unwrap_or(0);
-                    found.push((image.clone(), app.registry.changes_after(image, rev, 1000)?));
+                let now = app.clock.wall();
+                let fresh = |stamp: SystemTime| now.duration_since(stamp).map_or(true, |age| age < SETTLED);
+                let changed = |image: &ImageName, stamp: SystemTime| before.get(image) != Some(&stamp) || fresh(stamp);
+                for (image, _) in stamps.iter().filter(|(image, stamp)| changed(image, **stamp)) {
+                    let news = match revisions.get(image).copied().unwrap_or(Some(0)) {
+                        Some(rev) => app.registry.changes_after(image, rev, MOST).map(|changes| (rev, changes)),
+                        None => app.registry.revision(image).map(|rev| (rev, Vec::new())),
+                    };
+                    found.push((image.clone(), news));
                 }
                 Ok((stamps, found))
             })
             .await?;
-        self.stamps = stamps;
-        for (image, changes) in found {
-            if let Some(last) = changes.last() {
-                self.revisions.insert(image.clone(), last.rev);
+        for (image, news) in found {
+            let (rev, changes) = match news {
+                Ok(news) => news,
+                // One image that cannot be read does not keep the others from being told. It is looked at again.
+                Err(error) => {
+                    keep(&mut stamps, &self.stamps, &image);
+                    if self.unreadable.insert(image.clone()) {
+                        (self.app.log)(&format!("the changes of `{image}` are not told: {error}"));
+                    }
+                    continue;
+                }
+            };
+            self.unreadable.remove(&image);
+            // There may be more: with the stamp of before, the next look goes on from here.
+            if changes.len() >= MOST {
+                keep(&mut stamps, &self.stamps, &image);
             }
+            self.revisions.insert(image.clone(), Some(changes.last().map_or(rev, |last| last.rev)));
             if self.caller.may(Scope::Read, &image) {
                 self.waiting.extend(changes.into_iter().map(|change| (image.clone(), change)));
             }
         }
+        self.stamps = stamps;
         Ok(())
     }
+}
+
+/// Puts the stamp that `image` had `before` back, so that it counts as changed.
+fn keep(stamps: &mut BTreeMap<ImageName, SystemTime>, before: &BTreeMap<ImageName, SystemTime>, image: &ImageName) {
+    match before.get(image) {
+        Some(stamp) => stamps.insert(image.clone(), *stamp),
+        None => stamps.remove(image),
+    };
 }

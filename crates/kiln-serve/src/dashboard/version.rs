@@ -66,7 +66,7 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, reference: &str, b
     let selector = selector(image, reference)?;
     visitor.caller.require(Scope::Read, &selector.image)?;
     let now = app.now();
-    let found = app
+    let mut found = app
         .on_disk(move |app| {
             let record = app.registry.record(&selector)?;
             let version = &record.artifact.version;
@@ -84,6 +84,14 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, reference: &str, b
             Ok(Found { record, channels, revoked, lineage, children, before, log, amis })
         })
         .await?;
+    let readable = |name: &Parent| visitor.caller.may(Scope::Read, &name.image);
+    // Each is baked on the next: behind one that is not to be seen, the rest would be said of the wrong version.
+    let shown = |names: &[Parent]| names.iter().take_while(|name| readable(name)).count();
+    found.lineage.truncate(shown(&found.lineage));
+    found.children.retain(readable);
+    if let Some(bad) = &mut found.revoked {
+        bad.chain.truncate(shown(&bad.chain));
+    }
     let Artifact { image, version, description, .. } = &found.record.artifact;
     Ok(html! {
         div.title {

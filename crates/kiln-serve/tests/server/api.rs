@@ -2,15 +2,21 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpStream,
+    path::Path,
     process::{Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use crate::artifacts::{Scratch, artifact, fixed, select};
 use crate::serving::{PUBLISHER, READER, Serving, tokens};
 use kiln_core::Digest;
-use kiln_io::{guest::Quiet, time::SystemClock};
+use kiln_io::{
+    guest::Quiet,
+    time::{SystemClock, done_within},
+};
 use kiln_registry::Registry;
 use kiln_serve::{
     ServeError,
@@ -139,6 +145,96 @@ fn what_happens_is_told_to_who_waits() {
     assert_eq!(none["changes"], json!([]));
     events.kill().unwrap();
     events.wait().unwrap();
+}
+
+/// Listens to all events; the lines of the stream.
+fn listen(server: &Serving) -> impl Iterator<Item = String> + use<> {
+    let mut stream = TcpStream::connect(server.host()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    write!(stream, "GET /api/v1/events HTTP/1.0\r\nHost: x\r\n\r\n").unwrap();
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line == ": kiln"), "the stream begins");
+    lines
+}
+
+/// The first event that `wanted` says is the one.
+fn event(lines: &mut impl Iterator<Item = String>, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    let mut events = lines.filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok());
+    events.find(wanted).expect("the stream goes on")
+}
+
+#[test]
+fn listeners_have_places_and_who_finds_none_is_told_when_to_come_again() {
+    let server = Serving::new("listeners");
+    let mut listeners: Vec<_> = (0..64).map(|_| listen(&server)).collect();
+    let (status, head, body) = server.ask(&[], "/api/v1/events");
+    assert!(status == 503 && head.contains("retry-after: "), "{head}");
+    assert!(String::from_utf8(body).unwrap().contains("too many listen"));
+    listeners.pop();
+    let free = done_within(Duration::from_secs(30), || {
+        let mut stream = TcpStream::connect(server.host()).unwrap();
+        write!(stream, "GET /api/v1/events HTTP/1.0\r\nHost: x\r\n\r\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).map(|_| line.contains(" 200 "))
+    });
+    assert!(free.unwrap(), "a place that is left is free");
+}
+
+/// A record of the registry in `path` with another revision in it.
+fn at_revision(path: &Path, rev: u64) -> Vec<u8> {
+    let mut value: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    value["rev"] = json!(rev);
+    serde_json::to_vec(&value).unwrap()
+}
+
+/// What is in the log has happened when the head says so, at once.
+fn happens(image: &Path, rev: u64) {
+    let (head, new) = (image.join("head.json"), image.join("new"));
+    fs::write(&new, at_revision(&head, rev)).unwrap();
+    fs::rename(new, head).unwrap();
+}
+
+#[test]
+fn an_image_that_cannot_be_read_does_not_end_the_stream_of_the_others() {
+    let server = Serving::new("events-unreadable");
+    let (directory, intent) = (server.path("db"), crate::artifacts::intent("ada"));
+    let mut baked = artifact(&directory, "b-3", "three");
+    baked.image = "db".parse().unwrap();
+    server.registry.publish(&baked, &directory, &fixed("1.0.0"), &Quiet).unwrap();
+    let mut lines = listen(&server);
+    let db = server.registry.root().join("images/db");
+    let put = |bytes: &[u8]| {
+        fs::write(db.join("new"), bytes).unwrap();
+        fs::rename(db.join("new"), db.join("head.json")).unwrap();
+    };
+    let whole = fs::read(db.join("head.json")).unwrap();
+    put(b"{");
+    let said = || {
+        let log = server.log.lock().unwrap();
+        log.iter().filter(|line| line.contains("the changes of `db` are not told")).count()
+    };
+    let told = done_within(Duration::from_secs(30), || Ok::<_, ()>(said() > 0)).unwrap();
+    assert!(told, "{:?}", server.log.lock().unwrap());
+    server.registry.promote(&select("web@1.0.0"), &"stable".parse().unwrap(), None, &intent).unwrap();
+    event(&mut lines, |event| event["image"] == "web");
+    assert_eq!(said(), 1, "once, not with every look");
+    // What happens when it can be read again is told.
+    put(&whole);
+    server.registry.publish(&baked, &directory, &fixed("1.1.0"), &Quiet).unwrap();
+    event(&mut lines, |event| event["image"] == "db" && event["change"]["rev"] == 2);
+}
+
+#[test]
+fn more_changes_than_one_look_takes_are_told_to_the_last() {
+    let server = Serving::new("events-many");
+    let web = server.registry.root().join("images/web");
+    let mut lines = listen(&server);
+    for rev in 3..=2500 {
+        fs::write(web.join(format!("log/{rev}.json")), at_revision(&web.join("log/2.json"), rev)).unwrap();
+    }
+    happens(&web, 2500);
+    event(&mut lines, |event| event["change"]["rev"] == 3);
+    event(&mut lines, |event| event["change"]["rev"] == 2500);
 }
 
 #[test]

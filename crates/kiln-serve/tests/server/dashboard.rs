@@ -136,3 +136,34 @@ fn where_reading_is_not_public_pages_lead_to_the_log_in() {
     assert!(status == 200 && html.contains("/images/web") && !html.contains("golden-base"), "{html}");
     assert_eq!(page(&server, &["-H", &cookie], "/images/golden-base").0, 403);
 }
+
+#[test]
+fn names_of_images_that_a_token_may_not_read_stand_in_no_lineage() {
+    let server = showcase("lineage-closed", false);
+    let (web, base) = ("/images/web/1.13.0", "/images/golden-base/2026.11.1.1");
+    let all = tokens(false).replace("\"web\"", "\"*\"");
+    let revoke = |lift: bool| {
+        let body = if lift { r#"{"lift": true}"# } else { r#"{"reason": "a leaked key"}"# };
+        let (status, answer) = server.post(PUBLISHER, "/api/v1/images/golden-base/versions/2026.11.1.1/revoke", body);
+        assert_eq!(status, 200, "{answer}");
+        answer["inherited"].as_array().unwrap().len()
+    };
+    let reader = format!("Authorization: Bearer {READER}");
+    let show = |path: &str| {
+        let (status, _, html) = page(&server, &["-H", &reader], path);
+        assert_eq!(status, 200, "{path}: {html}");
+        html
+    };
+    assert!(!show(web).contains("/images/golden-base"), "its base is not his to see");
+    std::fs::write(server.path("tokens.toml"), all).unwrap();
+    assert!(show(web).contains(base) && show(base).contains(web));
+    assert_eq!((revoke(false), revoke(true)), (8, 8), "all that was baked on it");
+
+    let only = tokens(false).replace("\"web\"", "\"golden-*\"");
+    std::fs::write(server.path("tokens.toml"), only).unwrap();
+    assert!(!show(base).contains("/images/web"), "what was baked on it is not his to see");
+    assert_eq!(revoke(false), 0);
+    std::fs::write(server.path("tokens.toml"), tokens(false)).unwrap();
+    let html = show(web);
+    assert!(html.contains("a leaked key") && !html.contains("/images/golden-base"), "{html}");
+}

@@ -21,7 +21,7 @@ fn a_version_is_a_plain_file_with_length_tag_and_digest() {
     assert_eq!((status, Digest::of(&body)), (200, qcow2.sha256));
     assert!(head.contains(&format!("content-length: {}", qcow2.bytes)), "{head}");
     assert!(head.contains(&format!("etag: \"{}\"", qcow2.sha256.hex())), "{head}");
-    assert!(head.contains("accept-ranges: bytes") && head.contains("immutable"), "{head}");
+    assert!(head.contains("accept-ranges: bytes") && head.contains("cache-control: no-cache\r\n"), "{head}");
     assert!(head.contains("repr-digest: sha-256=:") && head.contains("digest: sha-256="), "{head}");
     let (status, head, body) = server.ask(&["--head"], "/images/web/1.0.0/disk.qcow2");
     assert!(status == 200 && body.is_empty() && head.contains(&format!("content-length: {}", qcow2.bytes)), "{head}");
@@ -175,6 +175,49 @@ fn the_oci_endpoint_answers_as_the_specification_says() {
 }
 
 #[test]
+fn what_can_be_revoked_or_needs_a_token_is_not_kept_by_caches() {
+    let bearer = format!("Authorization: Bearer {READER}");
+    for public in [true, false] {
+        let server = Serving::with(&format!("caches-{public}"), Some(tokens(public)));
+        let record = server.registry.record(&select("web@1.0.0")).unwrap();
+        let layer = server.registry.content(&record).unwrap().segments[0].blob.digest;
+        let (asked, kept) = (Some("no-cache"), Some("public, max-age=31536000, immutable"));
+        for (path, open) in [
+            ("/images/web/1.0.0/disk.qcow2".to_owned(), asked),
+            ("/images/web/1.0.0/disk.qcow2.sha256".to_owned(), asked),
+            ("/images/web/latest/disk.raw".to_owned(), asked),
+            ("/v2/web/manifests/1.0.0".to_owned(), asked),
+            ("/api/v1/images/web".to_owned(), asked),
+            ("/v2/_catalog".to_owned(), None),
+            (format!("/images/web/{}/disk.raw", record.artifact.disk.digest), kept),
+            (format!("/v2/web/manifests/{}", record.manifest.digest), kept),
+            (format!("/v2/web/blobs/{layer}"), kept),
+        ] {
+            let (status, head, _) = server.ask(&["-H", &bearer], &path);
+            assert_eq!(status, 200, "{path}: {head}");
+            assert!(!path.starts_with("/images/") || head.contains("etag: "), "{path}: {head}");
+            let caching = head.lines().find_map(|line| line.strip_prefix("cache-control: "));
+            assert_eq!(caching, if public { open } else { Some("private, no-cache") }, "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_sum_that_many_ask_for_at_once_is_the_same_for_all() {
+    let server = Serving::new("sums");
+    let sum = || server.ask(&[], "/images/web/1.0.0/disk.raw.zst.sha256");
+    let sums: Vec<_> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..8).map(|_| scope.spawn(sum)).collect();
+        asking.into_iter().map(|asked| asked.join().unwrap()).collect()
+    });
+    let expected =
+        format!("{}  disk.raw.zst\n", Digest::of(&server.ask(&[], "/images/web/1.0.0/disk.raw.zst").2).hex());
+    for (status, head, body) in sums {
+        assert_eq!((status, String::from_utf8(body).unwrap()), (200, expected.clone()), "{head}");
+    }
+}
+
+#[test]
 fn where_reading_is_not_public_everything_asks_for_a_token() {
     let server = Serving::with("private", Some(tokens(false)));
     let record = server.registry.record(&select("web@1.0.0")).unwrap();
@@ -187,6 +230,7 @@ fn where_reading_is_not_public_everything_asks_for_a_token() {
         "/api/v1/images/web",
         "/api/v1/images/web/resolve/latest",
         "/api/v1/events",
+        "/metrics",
     ] {
         let (status, head, _) = server.ask(&[], path);
         assert!(status == 401 && head.contains("www-authenticate: "), "{path}: {head}");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::artifacts::{Scratch, artifact, disk, fixed, intent, select};
-use crate::serving::{PUBLISHER, Serving, tokens};
+use crate::serving::{PUBLISHER, READER, Serving, tokens};
 use kiln_io::{
     guest::Quiet,
     time::{SystemClock, TestClock, done_within},
@@ -187,4 +187,25 @@ fn a_state_that_would_expire_is_renewed_by_the_server_that_has_the_key() {
         "{change:?}"
     );
     assert_eq!(expires(), change.at + week.as_secs());
+}
+
+#[test]
+fn the_metrics_name_only_images_that_the_token_may_read() {
+    let scratch = Scratch::new("metrics");
+    let keys = KeyStore::new(scratch.0.join("keys"));
+    keys.init("images", 1).unwrap();
+    let registry = scratch.registry().trusting(keys.trust().unwrap()).signing(keys.signer().unwrap().unwrap());
+    for (image, build) in [("web", "b-1"), ("db", "b-2")] {
+        let directory = scratch.0.join(image);
+        let mut baked = artifact(&directory, build, image);
+        baked.image = image.parse().unwrap();
+        registry.publish(&baked, &directory, &fixed("1.0.0"), &Quiet).unwrap();
+        registry.renew(&baked.image, Some(Validity::For(Duration::from_hours(24))), &intent("ada")).unwrap();
+    }
+    let server = Serving::of(scratch, registry, Some(tokens(false)), None);
+    let bearer = format!("Authorization: Bearer {READER}");
+    let (status, _, text) = server.ask(&["-H", &bearer], "/metrics");
+    let text = String::from_utf8(text).unwrap();
+    assert!(status == 200 && text.contains("kiln_images 2\n"), "{text}");
+    assert!(text.contains("{image=\"web\"}") && !text.contains("{image=\"db\"}"), "{text}");
 }

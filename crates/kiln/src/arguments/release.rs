@@ -53,6 +53,9 @@ pub(crate) struct ReleasePoint {
     /// Use a revoked version all the same, when the version itself is named
     #[arg(long)]
     pub(crate) allow_revoked: bool,
+    /// Use a version all the same that none of the trusted keys signed, or of an image whose state is old or expired
+    #[arg(long)]
+    pub(crate) allow_unproven: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArguments,
 }
@@ -67,6 +70,9 @@ pub(crate) struct ReleaseStart {
     /// Use a revoked version all the same, when the version itself is named
     #[arg(long)]
     pub(crate) allow_revoked: bool,
+    /// Use a version all the same that none of the trusted keys signed, or of an image whose state is old or expired
+    #[arg(long)]
+    pub(crate) allow_unproven: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryArguments,
 }

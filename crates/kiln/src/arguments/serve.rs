@@ -71,6 +71,9 @@ pub(crate) struct Mirror {
     /// Use a revoked version all the same, when the version itself is named
     #[arg(long)]
     pub(crate) allow_revoked: bool,
+    /// Use a version all the same that none of the trusted keys signed, or of an image whose state is old or expired
+    #[arg(long)]
+    pub(crate) allow_unproven: bool,
     /// The registry's directory, or a bucket (`s3://bucket/prefix?endpoint=URL`) [default: `registry` in kiln's data directory]
     #[arg(long, value_name = "DIRECTORY", env = "KILN_REGISTRY", hide_env_values = true)]
     pub(crate) registry: Option<PathBuf>,

@@ -21,7 +21,10 @@ pub(crate) async fn run(arguments: Arguments) -> Outcome {
         None => surroundings::dirs()?.data.join("registry"),
     };
     let registry = surroundings::read(&directory, &arguments.image.image)?;
+    surroundings::refuse_old_state(&registry, &arguments.image.image, arguments.allow_unproven)?;
     let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
+    // Stock clients verify nothing: what is not proven here is proven nowhere behind it.
+    surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
     let version = &record.artifact.version;
     let interruption = Interruption::listen()?;
     let clock = Arc::new(SystemClock::new());
