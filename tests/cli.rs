@@ -22,7 +22,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 53] = [
+const VERBS: [&str; 55] = [
     "build",
     "validate",
     "plan",
@@ -43,6 +43,7 @@ const VERBS: [&str; 53] = [
     "release status",
     "release rollback",
     "release retire",
+    "release check",
     "promote",
     "rollback",
     "channel",
@@ -61,6 +62,7 @@ const VERBS: [&str; 53] = [
     "registry verify",
     "registry prune",
     "registry index",
+    "registry renew",
     "serve",
     "mirror",
     "pull",

@@ -36,7 +36,7 @@ image's name as `image.name`. An undefined name is a mistake.
 - A condition (`when`, `condition`) is an expression without braces that gives `true` or `false`.
 - There are comparisons (`==`, `!=`, `<`), `and`, `or`, `not`, `in`, arithmetic, `~` (joins texts and numbers), `x if y else z`, lists and maps,
   `a.b` and `a[\"b\"]`. `*` multiplies numbers only.
-- `{% %}` and `{# #}` have no meaning. Literal braces are written `{{ \"{{\" }}`.
+- `{% %}` and `{# #}` have no meaning. Literal braces are written `{{ \"{{\" }}`, which stands in single quotes in TOML.
 - Values are never evaluated again: a variable that holds `{{ x }}` gives these very characters.
 - A value that goes into a shell script as text takes `| quote`. Better, hand it over in `env`.
 - Limits: 4096 bytes for one expression, 1 MiB for what all expressions of an image give.
@@ -65,7 +65,7 @@ A template with what it extends and includes has at most 33 files and 1 MiB.
 const VARIABLES: &str = "\
 ### Where values come from
 
-From low to high precedence: the `default`, `KILN_VAR_<NAME>` in the environment, `--var-file` (TOML or JSON) in the given order, `--var name=value`. Text from the command
+From low to high precedence: the `default`, `KILN_VAR_<NAME>` in the environment, `--var-file` (TOML) in the given order, `--var name=value`. Text from the command
 line and the environment is read by the variable's type; lists and maps are written as JSON or TOML: `--var 'packages=[\"curl\"]'`.
 
 ";
