@@ -89,12 +89,18 @@ impl Region {
 impl Account {
     /// Asks whose the credentials of the environment are. `region` is where it asks.
     pub async fn open(access: Access, region: &str) -> Result<Self, AwsError> {
+        Self::open_in(access, &[region]).await
+    }
+
+    /// The same in one of `regions`: one that is not enabled in the account knows nobody, and keeps nothing from being done in the others.
+    pub async fn open_in<R: AsRef<str>>(access: Access, regions: &[R]) -> Result<Self, AwsError> {
+        let first = regions.first().map_or("us-east-1", AsRef::as_ref);
         let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT);
         let timeouts = timeouts.operation_attempt_timeout(access.patience.attempt).build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts)
-            .region(aws_config::Region::new(region.to_owned()));
+            .region(aws_config::Region::new(first.to_owned()));
         if let Some(StandIn { url, key, secret }) = &access.stand_in {
             let credentials = Credentials::new(key, secret, None, None, "kiln");
             loader = loader.endpoint_url(url).credentials_provider(credentials);
@@ -106,11 +112,26 @@ impl Account {
             found.map_err(|error| AwsError::NoCredentials { reason: innermost(&error) })?;
         }
         let mut account = Self { number: String::new(), config, access };
-        let caller = account.caller(region);
-        let sts = aws_sdk_sts::Client::new(&account.config);
+        let mut refused = None;
+        for region in regions.iter().map(AsRef::as_ref).chain(regions.is_empty().then_some(first)) {
+            match account.number_in(region).await {
+                Ok(number) => {
+                    account.number = number;
+                    return Ok(account);
+                }
+                Err(error @ AwsError::Refused { .. }) => refused = refused.or(Some(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused.unwrap_or(AwsError::Stopped))
+    }
+
+    async fn number_in(&self, region: &str) -> Result<String, AwsError> {
+        let caller = self.caller(region);
+        let config = self.config.to_builder().region(aws_config::Region::new(region.to_owned())).build();
+        let sts = aws_sdk_sts::Client::new(&config);
         let identity = caller.call("GetCallerIdentity", Age::Old, || sts.get_caller_identity().send()).await?;
-        account.number = identity.account.ok_or_else(|| caller.incomplete("GetCallerIdentity", "Account"))?;
-        Ok(account)
+        identity.account.ok_or_else(|| caller.incomplete("GetCallerIdentity", "Account"))
     }
 
     /// How long the credentials are good for, where that is known.

@@ -31,6 +31,8 @@ pub enum AwsError {
     Stalled { what: String, region: String, state: String },
     #[error("there is an AMI `{name}` in {region} already, {ami}, and its disk is not {disk}")]
     NameTaken { name: String, ami: String, region: String, disk: Digest },
+    #[error("the AMI {ami} in {region} is this version already, and not encrypted with `{wanted}`")]
+    OtherKey { ami: String, region: String, wanted: String },
     #[error("{what} has no boot sector and no EFI partition")]
     NotBootable { what: String },
     #[error("cannot read the stored disk")]
@@ -89,6 +91,9 @@ impl AwsError {
                 Some("the same command goes on from there".to_owned())
             }
             Self::NameTaken { .. } => Some("give the image another version, or deregister that AMI".to_owned()),
+            Self::OtherKey { .. } => Some(
+                "`kiln clean` removes it if a publish was interrupted; a published one stays: give the image another version".to_owned(),
+            ),
             Self::Differs { .. } | Self::Snapshot { .. } => {
                 Some("`kiln clean` removes it; then the same command makes another".to_owned())
             }

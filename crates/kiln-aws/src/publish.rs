@@ -124,12 +124,14 @@ impl Publisher<'_> {
     async fn bring_to(&self, region: &Region, record: &Record, place: &Place, sharing: &Sharing) -> Outcome {
         let Known { here, gone } = self.known(region, record).await?;
         if let Some(here) = here {
+            encrypted_as_asked(region, place, &here.ami, &[&here.wanted_key, &here.kms_key])?;
             self.forget(&gone)?;
             return self.again(region, here, sharing).await;
         }
         let (disk, boot_mode) = self.bootable(record)?;
-        let intent = Intent::declare(self.dirs, self.ledger, region, &subject(record), self.catalog.to_owned())?;
+        let intent = Intent::declare(self.dirs, self.ledger, region, &subject(record, place), self.catalog.to_owned())?;
         let (found, blocks) = if let Some(found) = region.find_image(record, &intent.id).await? {
+            encrypted_as_asked(region, place, &found.ami, &[&found.kms_key])?;
             (found, None)
         } else {
             let source = Source { record, disk, boot_mode, gone: &gone };
@@ -212,6 +214,7 @@ impl Publisher<'_> {
         for gone in *gone {
             // Only the AMI was deregistered: its snapshot was proven when it was made.
             if let Some(snapshot) = region.kept_snapshot(gone).await? {
+                encrypted_as_asked(region, place, &gone.ami, &[&gone.wanted_key, &gone.kms_key])?;
                 // Whoever deregisters this AMI, too, must find it again.
                 let mark = BTreeMap::from([(TAG.to_owned(), intent.id.clone())]);
                 region.mark(&[&snapshot.id], &mark).await?;
@@ -295,10 +298,23 @@ pub(crate) fn parents(
     Ok(parents)
 }
 
-/// What an intent is for, as its entry in the ledger says it.
-fn subject(record: &Record) -> String {
+/// What an intent is for, as its entry in the ledger says it. What was begun without a key is not what is wanted with one.
+fn subject(record: &Record, place: &Place) -> String {
     let artifact = &record.artifact;
-    format!("{}@{} {}", artifact.image, artifact.version, artifact.disk.digest)
+    let key = place.kms_key.as_ref().map(|key| format!(" {key}")).unwrap_or_default();
+    format!("{}@{} {}{key}", artifact.image, artifact.version, artifact.disk.digest)
+}
+
+/// Refuses an AMI that is there already, and not under the key that was asked for.
+fn encrypted_as_asked(region: &Region, place: &Place, ami: &str, keys: &[&Option<String>]) -> Result<(), AwsError> {
+    let Some(wanted) = &place.kms_key else { return Ok(()) };
+    // EC2 names the key behind an alias.
+    let alias = wanted.contains(":alias/");
+    if keys.iter().any(|key| key.as_ref() == Some(wanted) || (alias && key.is_some())) {
+        return Ok(());
+    }
+    let (ami, region, wanted) = (ami.to_owned(), region.name.clone(), wanted.clone());
+    Err(AwsError::OtherKey { ami, region, wanted })
 }
 
 /// Opens the registry that a ledger names as the catalog of an image.

@@ -3,6 +3,8 @@
 //! Ours is what stands in the catalog and carries the tags that the catalog's record says, among them the intent. An AMI that another kiln
 //! made and this one adopted is not. Withdrawn is deprecated and disabled: nothing starts from it, and it can be had back.
 
+mod users;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::SystemTime,
@@ -13,6 +15,7 @@ use kiln_core::{ImageName, Version};
 use kiln_registry::{Ami, Registry};
 use serde::Serialize;
 
+use self::users::Users;
 use crate::{
     Region,
     call::Age,
@@ -46,6 +49,8 @@ pub enum Fate {
     Withdrawn,
     /// It was withdrawn long enough; it is deregistered, and its snapshot deleted.
     Deleted,
+    /// It could not be told, or not be done. What is done already stays done, and the next run goes on.
+    Failed(String),
 }
 
 /// One AMI of the catalog and what becomes of it.
@@ -91,7 +96,7 @@ fn decide(standing: &Standing, keep: &Keep) -> Fate {
 }
 
 impl Region {
-    /// Says what `keep` makes of the AMIs of `image` here, and does it unless `dry`.
+    /// Says what `keep` makes of the AMIs of `image` here, and does it unless `dry`. One that cannot go keeps no other from going.
     pub async fn retain(
         &self,
         registry: &Registry,
@@ -102,17 +107,36 @@ impl Region {
         let amis = self.catalogued(registry, image)?;
         let channels: BTreeMap<Version, String> =
             registry.channels(image)?.into_iter().map(|(name, channel)| (channel.version, name.to_string())).collect();
+        let users = self.users().await?;
         let mut verdicts = Vec::new();
         for (newer, ami) in amis.into_iter().enumerate() {
-            let standing =
-                Standing { newer, channel: channels.get(&ami.version).cloned(), ..self.standing(&ami).await? };
-            let fate = decide(&standing, keep);
-            if !dry {
-                self.carry_out(registry, &ami, &fate, keep.now).await?;
-            }
+            let place = Standing { newer, channel: channels.get(&ami.version).cloned(), ..Standing::default() };
+            let fate = match self.judge(registry, &ami, place, &users, keep, dry).await {
+                // Whatever comes next would say the same.
+                Err(error @ (AwsError::Stopped | AwsError::NoCredentials { .. })) => return Err(error),
+                Err(error) => Fate::Failed(error.to_string()),
+                Ok(fate) => fate,
+            };
             verdicts.push(Verdict { version: ami.version, region: self.name.clone(), ami: ami.ami, fate });
         }
         Ok(verdicts)
+    }
+
+    async fn judge(
+        &self,
+        registry: &Registry,
+        ami: &Ami,
+        place: Standing,
+        users: &Users,
+        keep: &Keep,
+        dry: bool,
+    ) -> Result<Fate, AwsError> {
+        let Standing { newer, channel, .. } = place;
+        let fate = decide(&Standing { newer, channel, ..self.standing(ami, users).await? }, keep);
+        if !dry {
+            self.carry_out(registry, ami, &fate, keep.now).await?;
+        }
+        Ok(fate)
     }
 
     /// The AMIs of `image` here by the catalog, the newest first.
@@ -125,7 +149,7 @@ impl Region {
 
     async fn carry_out(&self, registry: &Registry, ami: &Ami, fate: &Fate, now: u64) -> Result<(), AwsError> {
         match fate {
-            Fate::Kept(_) => Ok(()),
+            Fate::Kept(_) | Fate::Failed(_) => Ok(()),
             Fate::Withdrawn => self.withdraw(ami, now).await,
             Fate::Deleted => {
                 self.deregister(&ami.ami).await?;
@@ -148,7 +172,7 @@ impl Region {
         self.caller.call("DisableImage", Age::Old, disable).await.map(drop)
     }
 
-    async fn standing(&self, ami: &Ami) -> Result<Standing, AwsError> {
+    async fn standing(&self, ami: &Ami, users: &Users) -> Result<Standing, AwsError> {
         let Some(image) = self.image(&ami.ami).await? else { return self.remains(ami).await };
         let value = |key| tag(image.tags(), key);
         let ours = value(DISK) == Some(&ami.disk.to_string()) && value(TAG) == Some(&ami.intent);
@@ -161,7 +185,11 @@ impl Region {
         // Half withdrawn, or enabled again: the days count from when it is disabled.
         let disabled = image.state == Some(ImageState::Disabled);
         let withdrawn = value(WITHDRAWN).and_then(|since| since.parse().ok()).filter(|_| disabled);
-        let used_by = if foreign.is_none() { self.user_of(&ami.ami).await? } else { None };
+        let used_by = match users.of(&ami.ami) {
+            Some(user) => Some(user.clone()),
+            None if foreign.is_none() => self.user_of(&ami.ami).await?,
+            None => None,
+        };
         Ok(Standing { foreign, used_by, withdrawn, ..Standing::default() })
     }
 

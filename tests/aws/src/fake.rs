@@ -77,6 +77,7 @@ impl Fake {
             machines: Mutex::new(Arc::new(Nothing)),
             accounts: Mutex::default(),
             dead: watch::Sender::default(),
+            disabled: Mutex::default(),
             callers: Mutex::default(),
             busy: watch::Sender::new(0),
         });
@@ -127,6 +128,11 @@ impl Fake {
     /// From now on there are so many machines of a type in a zone.
     pub fn capacity(&self, instance_type: &str, zone: &str, machines: u32) {
         lock(&self.shared.world).capacity.insert((instance_type.to_owned(), zone.to_owned()), machines);
+    }
+
+    /// Nobody has enabled this region: its services know no caller.
+    pub fn disable(&self, region: &str) {
+        lock(&self.shared.disabled).insert(region.to_owned());
     }
 
     /// What stands behind the instances from now on.

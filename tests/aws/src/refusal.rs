@@ -42,6 +42,21 @@ impl Refusal {
         Self { reason: Some(reason), ..self }
     }
 
+    /// A service in a region that is not enabled knows no caller.
+    pub(crate) fn nobody(service: Service) -> Self {
+        match service {
+            Service::Ec2 => {
+                Self::new(401, "AuthFailure", "AWS was not able to validate the provided access credentials")
+            }
+            Service::Sts | Service::AutoScaling => {
+                Self::new(403, "InvalidClientTokenId", "The security token included in the request is invalid.")
+            }
+            Service::Ebs | Service::Ssm => {
+                Self::new(403, "UnrecognizedClientException", "The security token included in the request is invalid.")
+            }
+        }
+    }
+
     /// An action that the fake does not have.
     pub(crate) fn unknown_action(action: &str) -> Self {
         Self::client("InvalidAction", format!("The action {action} is not valid for this web service."))

@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     pub(crate) machines: Mutex<Arc<dyn Machines>>,
     /// Accounts by access key; any other key belongs to [`crate::Fake::ACCOUNT`].
     pub(crate) accounts: Mutex<Vec<(String, String)>>,
+    /// Regions that the accounts have not enabled.
+    pub(crate) disabled: Mutex<BTreeSet<String>>,
     /// Access keys of all callers so far, and of those that were killed.
     pub(crate) callers: Mutex<BTreeSet<String>>,
     pub(crate) dead: watch::Sender<BTreeSet<String>>,
@@ -166,6 +168,9 @@ impl Shared {
         }
         let (account, service) = (self.account_of(&caller.access_key), caller.service);
         let place = (account.as_str(), caller.region.as_str());
+        if lock(&self.disabled).contains(&caller.region) {
+            return Reply::Refusal(service, Refusal::nobody(service));
+        }
         let fault = lock(&self.schedule).next(action);
         if let Some(fault) = &fault {
             if let Some(refusal) = fault.refusal(service) {

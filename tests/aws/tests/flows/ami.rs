@@ -91,6 +91,45 @@ async fn an_encrypted_snapshot_is_written_in_full_because_the_rest_is_not_zero()
 }
 
 #[tokio::test]
+async fn what_was_made_without_a_key_is_not_taken_for_what_is_wanted_with_one() {
+    let bench = Bench::new("other-key");
+    let disk = bench.publish("1.0.0", &bench::disk(1, 5));
+    let place = |key: Option<&str>| [Place { region: REGIONS[0].to_owned(), kms_key: key.map(str::to_owned) }];
+    let of = |report: kiln_aws::Report| report.regions.into_values().next().unwrap();
+    // A snapshot that an interrupted run left, then an AMI that could not be shared.
+    bench.fake.schedule(Schedule::new().at("PutSnapshotBlock", 3, Fault::AccessDenied));
+    of(bench.report("1.0.0", &place(None), &Sharing::default()).await).unwrap_err();
+    bench.die();
+    let published = of(bench.report("1.0.0", &place(Some(bench::KEY)), &Sharing::default()).await).unwrap();
+    bench.holds(&published, &disk);
+    let ami = &bench.registry.amis(&"web".parse().unwrap(), &"1.0.0".parse().unwrap()).unwrap()[0];
+    assert_eq!((ami.kms_key.as_deref(), ami.wanted_key.as_deref()), (Some(bench::KEY), Some(bench::KEY)));
+    // Without a key it is as good; with another one it is refused.
+    assert!(of(bench.report("1.0.0", &place(None), &Sharing::default()).await).unwrap().already);
+    let other = format!("{}-other", bench::KEY);
+    let refused = of(bench.report("1.0.0", &place(Some(&other)), &Sharing::default()).await);
+    assert!(matches!(refused, Err(AwsError::OtherKey { .. })), "{refused:?}");
+    bench.die();
+    bench.clean().await;
+    assert_eq!((bench.living(), bench.outstanding()), ((1, 1), 0));
+}
+
+/// Somebody deregisters it, it comes back from its snapshot, and somebody deregisters that one, too.
+#[tokio::test]
+async fn an_ami_that_came_back_from_its_snapshot_comes_back_once_more() {
+    let bench = Bench::new("once-more");
+    let disk = bench.publish("1.0.0", &bench::disk(1, 5));
+    let first = bench.ami("1.0.0").await.unwrap();
+    for _ in 0..2 {
+        let ami = bench.registry.amis(&"web".parse().unwrap(), &"1.0.0".parse().unwrap()).unwrap().remove(0).ami;
+        bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "DeregisterImage", &[("ImageId", &ami)]).unwrap();
+        let back = bench.ami("1.0.0").await.unwrap();
+        assert_eq!((back.blocks, &back.snapshot, bench.living()), (0, &first.snapshot, (1, 1)));
+        bench.holds(&back, &disk);
+    }
+}
+
+#[tokio::test]
 async fn the_same_version_again_changes_nothing() {
     let bench = Bench::new("again");
     bench.publish("1.0.0", &bench::disk(1, 10));
@@ -143,6 +182,21 @@ async fn a_region_that_fails_takes_no_other_with_it() {
     let report = bench.report("1.0.0", &places, &Sharing::default()).await;
     assert_eq!(report.complete(), REGIONS.len());
     assert_eq!(bench.living(), (REGIONS.len(), REGIONS.len()));
+}
+
+#[tokio::test]
+async fn a_region_that_is_not_enabled_fails_alone() {
+    let bench = Bench::new("not-enabled");
+    bench.publish("1.0.0", &bench::disk(1, 3));
+    bench.fake.disable(REGIONS[0]);
+    let places: Vec<_> = REGIONS.iter().map(|region| Place { region: (*region).to_owned(), kms_key: None }).collect();
+    let report = bench.report("1.0.0", &places, &Sharing::default()).await;
+    assert_eq!(report.complete(), REGIONS.len() - 1);
+    assert!(matches!(&report.regions[REGIONS[0]], Err(AwsError::Refused { code, .. }) if code == "AuthFailure"));
+    // Where none is enabled, nobody can say whose account it is.
+    REGIONS.iter().for_each(|region| bench.fake.disable(region));
+    let refused = bench.try_report("1.0.0", &places, &Sharing::default()).await;
+    assert!(matches!(refused, Err(AwsError::Refused { code, .. }) if code == "InvalidClientTokenId"));
 }
 
 #[tokio::test]

@@ -181,7 +181,8 @@ impl Bench {
         places: &[Place],
         sharing: &Sharing,
     ) -> Result<Report, AwsError> {
-        let account = Account::open(self.access(url), REGIONS[0]).await?;
+        let regions: Vec<_> = places.iter().map(|place| &place.region).collect();
+        let account = Account::open_in(self.access(url), &regions).await?;
         let record = self.registry.record(&format!("web@{version}").parse().unwrap())?;
         let ledger = Ledger::open(&self.dirs, &format!("b-{}", nonce()))?;
         let (registry, catalog) = (&self.registry, self.registry.root());

@@ -30,8 +30,9 @@ use crate::{
 /// Refuses what cannot be, before anything slow begins: no account, no right to it.
 pub(super) async fn check(plans: &[&Plan]) -> Result<(), Failure> {
     let target = plans.iter().find_map(|plan| target(plan));
-    let Some(region) = target.as_ref().and_then(|target| target.regions.keys().next()) else { return Ok(()) };
-    kiln_aws::Account::open(access(&CancellationToken::new()), region).await?;
+    let Some(target) = target.filter(|target| !target.regions.is_empty()) else { return Ok(()) };
+    let regions: Vec<_> = target.regions.keys().collect();
+    kiln_aws::Account::open_in(access(&CancellationToken::new()), &regions).await?;
     Ok(())
 }
 

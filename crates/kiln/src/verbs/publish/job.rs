@@ -80,8 +80,8 @@ impl Job {
 
     /// Reaches the account, and says when that will soon be over.
     pub(crate) async fn account(&self, cancel: &CancellationToken, say: &Say) -> Result<Account, Failure> {
-        let region = self.places.first().map_or("us-east-1", |place| place.region.as_str());
-        let account = Account::open(access(cancel, say), region).await?;
+        let regions: Vec<_> = self.places.iter().map(|place| &place.region).collect();
+        let account = Account::open_in(access(cancel, say), &regions).await?;
         if let Some(left) = account.time_left().await.filter(|left| *left < SOON) {
             let minutes = left.as_secs() / 60;
             say.line(&format!(

@@ -19,7 +19,7 @@ pub(super) async fn point(arguments: ReleasePoint) -> Outcome {
     let record = registry.usable(&arguments.image, surroundings::seconds(), arguments.allow_revoked)?;
     surroundings::refuse_unproven(&registry, &record, arguments.allow_unproven)?;
     let interruption = Interruption::listen()?;
-    let account = Account::open(access(interruption.token()), &arguments.regions[0]).await?;
+    let account = Account::open_in(access(interruption.token()), &arguments.regions).await?;
     // All are known to be there before the first is pointed to.
     let mut amis = Vec::new();
     for region in &arguments.regions {

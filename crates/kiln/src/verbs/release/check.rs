@@ -14,7 +14,7 @@ use crate::{
 pub(super) async fn run(arguments: ReleaseCheck) -> Outcome {
     let registry = surroundings::reading(&arguments.registry, &arguments.image)?;
     let interruption = Interruption::listen()?;
-    let account = Account::open(access(interruption.token()), &arguments.regions[0]).await?;
+    let account = Account::open_in(access(interruption.token()), &arguments.regions).await?;
     let mut checked = Vec::new();
     for region in &arguments.regions {
         checked.extend(account.region(region).check(&registry, &arguments.image, arguments.public).await?);

@@ -4,7 +4,8 @@ use kiln_aws::{Account, Fate, Keep};
 
 use crate::{
     arguments::ReleaseRetire,
-    failure::{Exit, Outcome},
+    escape::visible,
+    failure::{Exit, Failure, Outcome},
     output,
     signals::Interruption,
     surroundings,
@@ -14,7 +15,7 @@ use crate::{
 pub(super) async fn run(arguments: ReleaseRetire) -> Outcome {
     let registry = surroundings::reading(&arguments.registry, &arguments.image)?;
     let interruption = Interruption::listen()?;
-    let account = Account::open(access(interruption.token()), &arguments.regions[0]).await?;
+    let account = Account::open_in(access(interruption.token()), &arguments.regions).await?;
     let keep = Keep { newest: arguments.keep, days: arguments.days, now: surroundings::seconds() };
     let mut verdicts = Vec::new();
     for region in &arguments.regions {
@@ -30,13 +31,19 @@ pub(super) async fn run(arguments: ReleaseRetire) -> Outcome {
                 Fate::Kept(why) => format!("kept: {why}"),
                 Fate::Withdrawn => "withdrawn".to_owned(),
                 Fate::Deleted => "deleted".to_owned(),
+                Fate::Failed(why) => format!("failed: {}", visible(why)),
             };
             vec![verdict.region.clone(), verdict.version.to_string(), verdict.ami.clone(), fate]
         });
         output::data(&output::table(&std::iter::once(heading).chain(rows).collect::<Vec<_>>()))?;
     }
-    if !arguments.yes && verdicts.iter().any(|verdict| !matches!(verdict.fate, Fate::Kept(_))) {
+    if !arguments.yes && verdicts.iter().any(|verdict| matches!(verdict.fate, Fate::Withdrawn | Fate::Deleted)) {
         output::talk("nothing was changed; `--yes` does it");
     }
-    Ok(Exit::Done)
+    match verdicts.iter().filter(|verdict| matches!(verdict.fate, Fate::Failed(_))).count() {
+        0 => Ok(Exit::Done),
+        failed => Err(Failure::new(format!("{failed} of {} AMIs could not be dealt with", verdicts.len()))
+            .exit(Exit::Partial)
+            .hint("the same command goes on with them")),
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kiln_aws::{AwsError, Keep, Place, Published, Sharing};
+use kiln_aws::{AwsError, Fate, Keep, Place, Published, Sharing, Verdict};
 use kiln_aws_tests::{BLOCK, BaseImage, Fake, Fault, Living, Schedule};
 use kiln_core::ImageName;
 
@@ -155,7 +155,7 @@ impl Stage {
             Some(Err(error)) => End::Failed(error.to_string()),
             Some(Ok(outcome)) => {
                 self.acknowledged.extend(outcome.published.into_iter().map(|done| (flow.version().to_owned(), done)));
-                outcome.failure.map_or(End::Done, |error| End::Failed(error.to_string()))
+                outcome.failure.map_or(End::Done, End::Failed)
             }
         }
     }
@@ -203,7 +203,7 @@ impl Stage {
         for region in report.regions.into_values() {
             match region {
                 Ok(published) => outcome.published.push(published),
-                Err(error) => outcome.failure = Some(error),
+                Err(error) => outcome.failure = Some(error.to_string()),
             }
         }
         Ok(outcome)
@@ -213,8 +213,9 @@ impl Stage {
     async fn retire(&self, days: u64) -> Result<Outcome, AwsError> {
         let keep = Keep { newest: 1, days: 7, now: bench::now() + days * DAY };
         let region = self.bench.try_region(REGION).await?;
-        region.retain(&self.bench.registry, &web(), &keep, false).await?;
-        Ok(Outcome::default())
+        let verdicts = region.retain(&self.bench.registry, &web(), &keep, false).await?;
+        let failed = |verdict: Verdict| if let Fate::Failed(why) = verdict.fate { Some(why) } else { None };
+        Ok(Outcome { failure: verdicts.into_iter().find_map(failed), ..Outcome::default() })
     }
 }
 
@@ -222,7 +223,7 @@ impl Stage {
 #[derive(Debug, Default)]
 struct Outcome {
     published: Vec<Published>,
-    failure: Option<AwsError>,
+    failure: Option<String>,
 }
 
 /// How things are, past the network and past everything that goes wrong.

@@ -1,0 +1,108 @@
+//! Who launches which AMI, where EC2's own references do not look: those know the newest versions of a launch template, and neither the
+//! one that is its default nor the one that an Auto Scaling group names.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use aws_sdk_autoscaling::types::{AutoScalingGroup, LaunchTemplateOverrides, LaunchTemplateSpecification};
+use aws_sdk_ec2::types::LaunchTemplateVersion;
+
+use crate::{Region, call::Age, error::AwsError};
+
+/// AMIs and somebody who launches each.
+#[derive(Debug, Default)]
+pub(super) struct Users(BTreeMap<String, String>);
+
+impl Users {
+    pub(super) fn of(&self, ami: &str) -> Option<&String> {
+        self.0.get(ami)
+    }
+
+    fn add(&mut self, version: &LaunchTemplateVersion, who: impl FnOnce() -> String) {
+        let ami = version.launch_template_data.as_ref().and_then(|data| data.image_id.clone());
+        if let Some(ami) = ami {
+            self.0.entry(ami).or_insert_with(who);
+        }
+    }
+}
+
+impl Region {
+    pub(super) async fn users(&self) -> Result<Users, AwsError> {
+        let mut users = Users::default();
+        for version in self.versions(None, &["$Default", "$Latest"]).await? {
+            users.add(&version, || {
+                let number = version.version_number.unwrap_or_default();
+                format!("version {number} of {}", version.launch_template_id.as_deref().unwrap_or("a launch template"))
+            });
+        }
+        for group in self.groups().await? {
+            let name = group.auto_scaling_group_name.clone().unwrap_or_default();
+            for (template, version) in launched(&group) {
+                for version in self.versions(Some(&template), &[&version]).await? {
+                    users.add(&version, || format!("the group {name}"));
+                }
+            }
+            for image in images(&group) {
+                users.0.entry(image).or_insert_with(|| format!("the group {name}"));
+            }
+        }
+        Ok(users)
+    }
+
+    /// These versions of a launch template, or of all. One that is not there any more launches nothing.
+    async fn versions(&self, template: Option<&str>, numbers: &[&str]) -> Result<Vec<LaunchTemplateVersion>, AwsError> {
+        let (mut versions, mut next) = (Vec::new(), None);
+        loop {
+            let look = || {
+                let request = self.ec2.describe_launch_template_versions();
+                let request = request.set_launch_template_id(template.map(str::to_owned));
+                let numbers = numbers.iter().map(|number| (*number).to_owned()).collect();
+                request.set_versions(Some(numbers)).set_next_token(next.clone()).send()
+            };
+            let page = match self.caller.call("DescribeLaunchTemplateVersions", Age::Old, look).await {
+                Err(error) if error.code().is_some_and(|code| code.ends_with("NotFound")) => return Ok(versions),
+                page => page?,
+            };
+            versions.extend(page.launch_template_versions.unwrap_or_default());
+            next = page.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                return Ok(versions);
+            }
+        }
+    }
+
+    async fn groups(&self) -> Result<Vec<AutoScalingGroup>, AwsError> {
+        let (mut groups, mut next) = (Vec::new(), None);
+        loop {
+            let look = || self.autoscaling.describe_auto_scaling_groups().set_next_token(next.clone()).send();
+            let page = self.caller.call("DescribeAutoScalingGroups", Age::Old, look).await?;
+            groups.extend(page.auto_scaling_groups.unwrap_or_default());
+            next = page.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                return Ok(groups);
+            }
+        }
+    }
+}
+
+/// The types of a mixed instances policy that differ from the rest.
+fn overrides(group: &AutoScalingGroup) -> &[LaunchTemplateOverrides] {
+    let policy = group.mixed_instances_policy().and_then(|policy| policy.launch_template());
+    policy.map_or(&[], |template| template.overrides())
+}
+
+/// Launch templates and their versions as `group` names them.
+fn launched(group: &AutoScalingGroup) -> BTreeSet<(String, String)> {
+    let policy = group.mixed_instances_policy().and_then(|policy| policy.launch_template());
+    let mixed = policy.and_then(|template| template.launch_template_specification());
+    let own = overrides(group).iter().filter_map(LaunchTemplateOverrides::launch_template_specification);
+    let named = |specification: &LaunchTemplateSpecification| {
+        let version = specification.version.clone().unwrap_or_else(|| "$Default".to_owned());
+        Some((specification.launch_template_id.clone()?, version))
+    };
+    group.launch_template().into_iter().chain(mixed).chain(own).filter_map(named).collect()
+}
+
+/// AMIs that `group` names without a launch template.
+fn images(group: &AutoScalingGroup) -> impl Iterator<Item = String> + '_ {
+    overrides(group).iter().filter_map(|own| own.image_id.clone())
+}
