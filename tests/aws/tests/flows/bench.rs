@@ -37,8 +37,6 @@ pub(crate) use kiln_aws_tests::BLOCK;
 
 pub(crate) const REGIONS: [&str; 3] = ["eu-west-1", "eu-north-1", "us-east-1"];
 pub(crate) const KEY: &str = "arn:aws:kms:eu-west-1:111122223333:key/11111111-2222-3333-4444-555555555555";
-/// Bytes of the disks of these tests: not a whole number of blocks.
-const SIZE: usize = 32 * BLOCK + 192 * 1024;
 
 pub(crate) struct Bench {
     pub(crate) fake: Fake,
@@ -337,9 +335,9 @@ fn policy(first: u64, max: u64, deadline: u64) -> Policy {
     }
 }
 
-/// A disk that a BIOS would boot, with data in about `blocks` blocks.
+/// A disk that a BIOS would boot, with data in about `blocks` blocks, and an empty one and a part of one behind them.
 pub(crate) fn disk(seed: u64, blocks: usize) -> Vec<u8> {
-    let mut disk = vec![0; SIZE];
+    let mut disk = vec![0; (blocks + 1) * BLOCK + 192 * 1024];
     let mut state = seed;
     for block in 0..blocks {
         let at = block * BLOCK + (next(&mut state) % 300_000) as usize;
@@ -355,7 +353,7 @@ pub(crate) fn disk(seed: u64, blocks: usize) -> Vec<u8> {
 pub(crate) fn mutate(disk: &mut [u8], seed: u64) {
     let mut state = seed;
     for _ in 0..10 {
-        let block = usize::try_from(next(&mut state) % (SIZE / BLOCK) as u64).unwrap();
+        let block = usize::try_from(next(&mut state) % (disk.len() / BLOCK) as u64).unwrap();
         let range = block * BLOCK..(block + 1) * BLOCK;
         match next(&mut state) % 3 {
             0 => disk[range].fill(0),
