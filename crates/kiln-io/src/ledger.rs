@@ -18,7 +18,10 @@ use std::{
     },
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
 pub use activity::{Activity, last_activity};
@@ -121,6 +124,9 @@ pub struct Ledger {
     bounds: Bounds,
     /// Unique among the processes that append.
     prefix: String,
+    /// The owner's lock on the build's directory. It ends with the owner, and is seen where its process is not: in another
+    /// container.
+    _claim: Option<File>,
     next: AtomicU64,
 }
 
@@ -150,8 +156,11 @@ impl Ledger {
             source: io::ErrorKind::NotFound.into(),
         })?;
         let kiln = env!("CARGO_PKG_VERSION").to_owned();
+        // A file system without locks leaves the process to tell who lives. Nobody holds the other lock for longer than a look.
+        let claim = File::open(&directory).ok();
+        let claim = claim.filter(|claim| flock(claim, FlockOperation::LockShared).is_ok());
         ledger.write(&Record::Opened { format: FORMAT, kiln, build: build.to_owned(), owner })?;
-        Ok(ledger)
+        Ok(Self { _claim: claim, ..ledger })
     }
 
     /// Appends to an existing ledger without becoming the owner.
@@ -178,6 +187,7 @@ impl Ledger {
             bounds: Bounds { build: directory, cache: dirs.cache.clone() },
             prefix: format!("{}-{}", std::process::id(), &crate::random::nonce()[..6]),
             next: AtomicU64::new(1),
+            _claim: None,
             path,
         })
     }
@@ -237,6 +247,12 @@ impl Ledger {
         let _ = flock(&*file, FlockOperation::Unlock);
         written.map_err(failed)
     }
+}
+
+/// Whether the owner of the build in `directory` lives, wherever its process is.
+pub(crate) fn is_claimed(directory: &Path) -> bool {
+    let look = File::open(directory).map(|directory| flock(&directory, FlockOperation::NonBlockingLockExclusive));
+    matches!(look, Ok(Err(Errno::WOULDBLOCK)))
 }
 
 /// What the ledger in a build's directory says.

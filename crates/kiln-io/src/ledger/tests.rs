@@ -256,3 +256,26 @@ fn a_build_says_when_it_last_acted() {
     activity.note(then);
     assert_eq!(last_activity(&dirs, "b"), None);
 }
+
+/// As in another container: its process cannot be seen, or its number is somebody else's.
+#[test]
+fn a_build_whose_process_cannot_be_seen_is_alive_as_long_as_it_holds_its_directory() {
+    let root = tempfile::tempdir().unwrap();
+    let dirs = dirs(&root);
+    let ledger = Ledger::open(&dirs, "b").unwrap();
+    let file = dirs.build("b").join("disk");
+    ledger.acquire_file("disk", &file).unwrap();
+    fs::write(&file, "x").unwrap();
+    let path = dirs.build("b").join(FILE);
+    let text = fs::read_to_string(&path).unwrap();
+    let mut first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    first["owner"]["pid"] = 4_000_000.into();
+    fs::write(&path, format!("{text}{first}\n")).unwrap();
+    assert_eq!(survey(&dirs).unwrap()[0].condition, Condition::Alive);
+    reap(&dirs, &Choice::default()).unwrap();
+    assert!(file.exists());
+    drop(ledger);
+    assert_eq!(survey(&dirs).unwrap()[0].condition, Condition::Interrupted);
+    reap(&dirs, &Choice::default()).unwrap();
+    assert!(!file.exists());
+}
