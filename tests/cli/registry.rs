@@ -334,3 +334,12 @@ fn a_new_registry_may_have_a_relative_path_and_has_to_be_of_a_known_kind() {
         assert!(refused.contains("`gs://bucket/images` is no registry") && refused.contains("s3://"), "{refused}");
     }
 }
+
+#[test]
+fn a_registry_that_is_named_and_not_there_is_not_sound() {
+    let user = Home::apart("missing");
+    for verb in [&["verify"][..], &["prune"], &["prune", "--remove"], &["index"], &["renew"]] {
+        let refused = user.kiln(&[&["registry"], verb, &["--registry", "typo"]].concat()).ends_with(1).stderr;
+        assert!(refused.contains("there is no registry at `typo`"), "{verb:?}: {refused}");
+    }
+}

@@ -3,7 +3,6 @@
 //! This crate must not know what an image, a template or a builder is. Whoever waits, spawns, reads the time or
 //! talks to a guest does it through here; a lint (`clippy.toml`) keeps the rest of the workspace honest.
 
-pub mod core_dumps;
 pub mod dirs;
 pub mod download;
 pub mod error;

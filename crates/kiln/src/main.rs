@@ -7,6 +7,7 @@ mod calendar;
 mod colour;
 mod escape;
 mod failure;
+mod limits;
 mod lock;
 mod output;
 mod render;
@@ -23,7 +24,7 @@ use arguments::{Arguments, Verb};
 use failure::{Failure, Outcome};
 
 fn main() -> ExitCode {
-    keep_memory_private();
+    limits::no_core_files();
     report_panics_without_their_message();
     let arguments = Arguments::parse();
     match run(arguments.verb) {
@@ -82,12 +83,6 @@ fn in_runtime(verb: impl Future<Output = Outcome>) -> Outcome {
     // A thread that still waits for something (a slow disk, a terminal) must not hold the exit.
     runtime.shutdown_background();
     outcome
-}
-
-/// No core file of kiln, nor of the machines it starts, ever holds a secret.
-fn keep_memory_private() {
-    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, none);
 }
 
 /// A panic's message may quote a value; its place in the source may not.

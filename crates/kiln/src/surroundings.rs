@@ -35,6 +35,19 @@ pub(crate) fn registry(arguments: &RegistryArguments) -> Result<Registry, Failur
     open(&registry_path(arguments)?)
 }
 
+/// The same for what looks after a registry: one that was named and is not there is a slip of the pen, or a disk that is not mounted.
+pub(crate) fn existing(arguments: &RegistryArguments) -> Result<Registry, Failure> {
+    if let Some(path) = &arguments.registry
+        && bucket(path)?.is_none()
+        && !path.to_str().is_some_and(|text| text.contains("://"))
+        && !path.is_dir()
+    {
+        return Err(Failure::new(format!("there is no registry at `{}`", path.display()))
+            .hint("look whether the path is right and the disk is mounted"));
+    }
+    registry(arguments)
+}
+
 /// The registry in a directory or in a bucket, with this user's keys.
 pub(crate) fn open(path: &Path) -> Result<Registry, Failure> {
     with_keys(bare(path)?)

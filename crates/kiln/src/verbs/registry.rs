@@ -12,7 +12,7 @@ use crate::{
     arguments::{RegistryIndex, RegistryInit, RegistryPrune, RegistryRenew, RegistryVerb, RegistryVerify},
     calendar::Moment,
     failure::{Exit, Failure, Outcome},
-    output,
+    limits, output,
     signals::Interruption,
     surroundings,
 };
@@ -28,7 +28,7 @@ pub(crate) async fn run(verb: RegistryVerb) -> Outcome {
 }
 
 fn index(arguments: &RegistryIndex) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let registry = surroundings::existing(&arguments.registry)?;
     let directory = surroundings::dirs()?.cache.join("index");
     let index = Index::new(registry, Some(&directory));
     let Some(indexed) = index.rebuild()? else {
@@ -47,7 +47,7 @@ fn index(arguments: &RegistryIndex) -> Outcome {
 
 /// Every image is tried, so that one that cannot be renewed does not let the others expire.
 fn renew(arguments: &RegistryRenew) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    let registry = surroundings::existing(&arguments.registry)?;
     let validity = match arguments.valid_for {
         Some(time) if time < LEAST_VALIDITY => {
             return Err(Failure::usage("a state that is good for less than a minute expires before anybody reads it")
@@ -120,7 +120,7 @@ async fn verify(arguments: RegistryVerify) -> Outcome {
     let there = "run it on the server's machine; `kiln verify NAME --registry URL` proves one version from here";
     surroundings::refuse_server(&surroundings::registry_path(&arguments.registry)?)
         .map_err(|failure| failure.hint(there))?;
-    let registry = surroundings::registry(&arguments.registry)?;
+    let registry = surroundings::existing(&arguments.registry)?;
     let interruption = Interruption::listen()?;
     let cancel = interruption.token().clone();
     let checking = {
@@ -149,7 +149,8 @@ async fn verify(arguments: RegistryVerify) -> Outcome {
 }
 
 fn prune(arguments: &RegistryPrune) -> Outcome {
-    let registry = surroundings::registry(&arguments.registry)?;
+    limits::many_open_files();
+    let registry = surroundings::existing(&arguments.registry)?;
     let now = surroundings::seconds();
     let rules = Rules { newest: arguments.keep, days: arguments.keep_days, now };
     let pruned = if arguments.remove {

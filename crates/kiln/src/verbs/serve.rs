@@ -15,7 +15,7 @@ use crate::{
     arguments::{Allowed, Serve, Token},
     escape::visible,
     failure::{Exit, Failure, Outcome},
-    output,
+    limits, output,
     signals::Interruption,
     surroundings,
 };
@@ -25,6 +25,7 @@ pub(crate) async fn run(arguments: Serve) -> Outcome {
         Some(directory) => directory,
         None => surroundings::dirs()?.data.join("registry"),
     };
+    limits::many_open_files();
     let interruption = Interruption::listen()?;
     let guarded = arguments.tokens.is_some();
     let tls = arguments.tls_cert.zip(arguments.tls_key);
