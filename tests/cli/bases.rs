@@ -78,8 +78,16 @@ fn a_directory_of_templates_is_planned_as_one() {
     assert!(unknown.contains("sets `colour`, which no template declares"), "{unknown}");
 
     write(&user, "root", "base.image = 'two'");
-    let circle = kiln(&user, "build", "", &[]).ends_with(2).stderr;
-    assert!(circle.contains("in a circle") && circle.contains("`root` has `two` as its base"), "{circle}");
+    for verb in ["build", "plan"] {
+        let circle = kiln(&user, verb, "", &[]).ends_with(2).stderr;
+        assert!(circle.contains("in a circle") && circle.contains("`root` has `two` as its base"), "{circle}");
+    }
+    write(&user, "another", "");
+    let path = user.path("templates/another/template.toml");
+    fs::write(&path, "base.debian.suite = 'bookworm'\n[image]\nname = 'one'\n").unwrap();
+    let twice = kiln(&user, "validate", "", &[]).ends_with(2).stderr;
+    assert!(twice.contains("two templates make `one`"), "{twice}");
+    fs::remove_dir_all(user.path("templates/another")).unwrap();
     let empty = kiln(&user, "build", "parts", &[]).ends_with(2).stderr;
     assert!(empty.contains("there is no `template.toml`"), "{empty}");
 }

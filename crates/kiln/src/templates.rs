@@ -26,7 +26,7 @@ use crate::{
 const PREFIX: &str = "KILN_VAR_";
 
 /// What a template comes to.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Planned {
     /// As it was named, or found in a directory.
     pub(crate) template: PathBuf,

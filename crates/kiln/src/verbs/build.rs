@@ -4,7 +4,7 @@
 mod amis;
 mod ask;
 mod audit;
-mod graph;
+pub(crate) mod graph;
 #[cfg(feature = "aws")]
 mod instances;
 mod member;

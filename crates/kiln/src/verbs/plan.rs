@@ -17,11 +17,13 @@ use crate::{
     output,
     render::duration,
     surroundings, templates,
+    verbs::build::graph,
 };
 
 pub(crate) async fn run(arguments: Plan) -> Outcome {
     let shelf = surroundings::shelf(&arguments.registry, false);
     let planned = templates::resolve(&arguments.template, shelf.as_ref())?;
+    graph::check(&planned)?;
     let plans = planned.iter().flat_map(|planned| planned.plans.iter().map(|plan| (plan, &planned.library)));
     // A plan needs no home; without one there are no checkpoints.
     let dirs = surroundings::dirs().ok();

@@ -4,10 +4,12 @@ use crate::{
     arguments::Validate,
     failure::{Exit, Outcome},
     output, templates,
+    verbs::build::graph,
 };
 
 pub(crate) fn run(arguments: &Validate) -> Outcome {
     let planned = templates::resolve(&arguments.template, None)?;
+    graph::check(&planned)?;
     let plans = planned.iter().flat_map(|planned| &planned.plans);
     let names: Vec<_> = plans.map(|plan| plan.image.to_string()).collect();
     let count = names.len();

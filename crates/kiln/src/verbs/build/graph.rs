@@ -60,6 +60,11 @@ pub(super) struct Schedule {
     pub(super) states: Vec<State>,
 }
 
+/// Refuses what no run could make: two images of one name, images that are built on each other.
+pub(crate) fn check(planned: &[Planned]) -> Result<(), Failure> {
+    Graph::of(planned.to_vec(), true).map(drop)
+}
+
 impl Graph {
     /// The graph of what templates make. `publishes`: whether what is built gets into the registry, where a child finds it.
     pub(super) fn of(planned: Vec<Planned>, publishes: bool) -> Result<Self, Failure> {
