@@ -56,6 +56,13 @@ impl Default for Patience {
     }
 }
 
+impl Patience {
+    /// How long a check takes that AWS makes of its own after it said yes: minutes where `progress` means an hour.
+    pub(crate) fn check(&self) -> Policy {
+        Policy { deadline: self.progress.deadline / 6, ..self.progress }
+    }
+}
+
 /// The requests that make what somebody has to take away again.
 const MAKE: [&str; 6] =
     ["StartSnapshot", "RegisterImage", "RunInstances", "ImportKeyPair", "CreateSecurityGroup", "CreateSnapshot"];
@@ -176,7 +183,20 @@ impl Caller {
     }
 
     /// Asks `look` until it is done. It fails when what `look` says of the progress stays the same for too long.
-    pub(crate) async fn wait<T, F>(&self, what: &str, mut look: impl FnMut() -> F) -> Result<T, AwsError>
+    pub(crate) async fn wait<T, F>(&self, what: &str, look: impl FnMut() -> F) -> Result<T, AwsError>
+    where
+        F: Future<Output = Result<Look<T>, AwsError>>,
+    {
+        self.wait_for(what, self.patience.progress, look).await
+    }
+
+    /// The same, asked and given up as `policy` says.
+    pub(crate) async fn wait_for<T, F>(
+        &self,
+        what: &str,
+        policy: Policy,
+        mut look: impl FnMut() -> F,
+    ) -> Result<T, AwsError>
     where
         F: Future<Output = Result<Look<T>, AwsError>>,
     {
@@ -200,7 +220,7 @@ impl Caller {
                     }
                 }
             };
-            let waited = poll_until(self.clock.as_ref(), self.patience.progress, &self.cancel, attempt).await;
+            let waited = poll_until(self.clock.as_ref(), policy, &self.cancel, attempt).await;
             match settle(waited)? {
                 Look::Done(value) => return Ok(value),
                 Look::Under(progress) => {

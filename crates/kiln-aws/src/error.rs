@@ -29,6 +29,10 @@ pub enum AwsError {
     Differs { snapshot: String, region: String, block: u32 },
     #[error("{what} in {region} makes no progress; it was {state} at last")]
     Stalled { what: String, region: String, state: String },
+    #[error("the parameter `{name}` in {region} does not say {ami}: it was set, and says {} still", if now.is_empty() { "nothing" } else { now })]
+    Parameter { name: String, region: String, ami: String, now: String },
+    #[error("{region} encrypts with {key} what names no key, and an AMI under that key cannot be {meant}")]
+    NotShareable { region: String, key: String, meant: &'static str },
     #[error("there is an AMI `{name}` in {region} already, {ami}, and its disk is not {disk}")]
     NameTaken { name: String, ami: String, region: String, disk: Digest },
     #[error("the AMI {ami} in {region} is this version already, and not encrypted with `{wanted}`")]
@@ -81,7 +85,7 @@ impl AwsError {
             Self::NoCredentials { .. } => {
                 Some("`aws configure`, `aws sso login`, or `AWS_ACCESS_KEY_ID` and its kin; docs/aws.md says which rights are needed".to_owned())
             }
-            Self::Refused { code, .. } if code.contains("Unauthorized") || code.contains("AccessDenied") => {
+            Self::Refused { .. } if self.is_denied() => {
                 Some("docs/aws.md has the policy that is needed".to_owned())
             }
             Self::Refused { code, .. } if code.contains("LimitExceeded") || code.contains("Quota") => {
@@ -90,6 +94,12 @@ impl AwsError {
             Self::Unreachable { .. } | Self::Stalled { .. } | Self::Stopped => {
                 Some("the same command goes on from there".to_owned())
             }
+            Self::Parameter { .. } => Some(
+                "Systems Manager looks at the AMI before it takes it, and says in an event (`Parameter Store Change`) why it did not; the same command tries again".to_owned(),
+            ),
+            Self::NotShareable { .. } => Some(
+                "name a key of your own whose policy lets the others in, by region, or switch EBS encryption by default off there".to_owned(),
+            ),
             Self::NameTaken { .. } => Some("give the image another version, or deregister that AMI".to_owned()),
             Self::OtherKey { .. } => Some(
                 "`kiln clean` removes it if a publish was interrupted; a published one stays: give the image another version".to_owned(),
@@ -141,6 +151,11 @@ impl AwsError {
     /// What was asked for is not there.
     pub(crate) fn is_missing(&self) -> bool {
         self.code().is_some_and(is_missing)
+    }
+
+    /// The caller has no right to it.
+    pub(crate) fn is_denied(&self) -> bool {
+        self.code().is_some_and(|code| code.contains("Unauthorized") || code.contains("AccessDenied"))
     }
 
     /// Something else stands on what was to be deleted.

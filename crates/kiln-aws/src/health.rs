@@ -80,6 +80,9 @@ fn health(ami: &Ami, found: &Image, public: bool) -> Health {
         Some(ImageState::Available) if found.public == Some(true) && !public => broken(
             "everybody may launch it; `aws ec2 reset-image-attribute` takes that back, `--public` says that it is meant",
         ),
+        Some(ImageState::Available) if value(WITHDRAWN).is_some() => broken(
+            "it is withdrawn by half, or somebody enabled it again; `kiln publish ami` makes it whole, `kiln release retire` withdraws it",
+        ),
         Some(ImageState::Available) => Health::Sound,
         state => Health::Broken(format!("it is {}", state.as_ref().map_or("in no state", ImageState::as_str))),
     }

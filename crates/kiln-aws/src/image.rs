@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aws_sdk_ec2::types::{
     ArchitectureValues, BlockDeviceMapping, BootModeValues, EbsBlockDevice, Filter, Image, ImageState,
-    ImdsSupportValues, ResourceType, TagSpecification, VolumeType,
+    ImdsSupportValues, ResourceType, Tag, TagSpecification, VolumeType,
 };
 use kiln_disk::hygiene::Firmware;
 use kiln_registry::Record;
@@ -200,6 +200,15 @@ impl Region {
             request.set_resources(Some(resources.iter().map(|id| (*id).to_owned()).collect())).send()
         };
         self.caller.call("CreateTags", Age::New, mark).await.map(drop)
+    }
+
+    /// Takes the tag `key` off.
+    pub(crate) async fn unmark(&self, resources: &[&str], key: &str) -> Result<(), AwsError> {
+        let unmark = || {
+            let request = self.ec2.delete_tags().tags(Tag::builder().key(key).build());
+            request.set_resources(Some(resources.iter().map(|id| (*id).to_owned()).collect())).send()
+        };
+        self.caller.call("DeleteTags", Age::Old, unmark).await.map(drop)
     }
 
     /// Deregisters an AMI; gone already is as good, and `false`. Its snapshot stays.

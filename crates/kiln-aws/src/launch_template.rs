@@ -19,10 +19,7 @@ pub(crate) struct TemplateVersion {
 impl Region {
     /// The version `version` of `template`: a number, `$Latest` or `$Default`.
     pub(crate) async fn template_version(&self, template: &str, version: &str) -> Result<TemplateVersion, AwsError> {
-        let look =
-            || self.ec2.describe_launch_template_versions().launch_template_id(template).versions(version).send();
-        let answer = self.caller.call("DescribeLaunchTemplateVersions", Age::New, look).await?;
-        let found = answer.launch_template_versions.unwrap_or_default().into_iter().find_map(read);
+        let found = self.template_versions(Some(template), &[version], Age::New).await?.into_iter().find_map(read);
         found.ok_or_else(|| self.caller.incomplete("DescribeLaunchTemplateVersions", "launchTemplateVersionSet"))
     }
 
@@ -37,7 +34,7 @@ impl Region {
             return Ok(before.clone());
         }
         let description = describe(subject, before.number);
-        for version in self.template_versions(&before.template).await? {
+        for version in self.template_versions(Some(&before.template), &[], Age::Old).await? {
             if version.version_description.as_deref() == Some(&description)
                 && let Some(found) = read(version).filter(|found| found.ami == ami)
             {
@@ -56,14 +53,23 @@ impl Region {
         created.ok_or_else(|| self.caller.incomplete("CreateLaunchTemplateVersion", "launchTemplateVersion"))
     }
 
-    async fn template_versions(&self, template: &str) -> Result<Vec<LaunchTemplateVersion>, AwsError> {
+    /// Versions of `template`, else of all launch templates: these (a number, `$Latest` or `$Default`), else all.
+    pub(crate) async fn template_versions(
+        &self,
+        template: Option<&str>,
+        numbers: &[&str],
+        age: Age,
+    ) -> Result<Vec<LaunchTemplateVersion>, AwsError> {
+        let numbers: Vec<_> = numbers.iter().map(|number| (*number).to_owned()).collect();
+        let numbers = Some(numbers).filter(|numbers| !numbers.is_empty());
         let (mut versions, mut next) = (Vec::new(), None);
         loop {
             let look = || {
-                let request = self.ec2.describe_launch_template_versions().launch_template_id(template);
-                request.set_next_token(next.clone()).send()
+                let request = self.ec2.describe_launch_template_versions();
+                let request = request.set_launch_template_id(template.map(str::to_owned));
+                request.set_versions(numbers.clone()).set_next_token(next.clone()).send()
             };
-            let page = self.caller.call("DescribeLaunchTemplateVersions", Age::Old, look).await?;
+            let page = self.caller.call("DescribeLaunchTemplateVersions", age, look).await?;
             versions.extend(page.launch_template_versions.unwrap_or_default());
             next = page.next_token.filter(|token| !token.is_empty());
             if next.is_none() {

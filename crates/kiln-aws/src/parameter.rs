@@ -25,12 +25,18 @@ impl Region {
             request.data_type(DATA_TYPE).overwrite(true).send()
         };
         self.caller.call("PutParameter", Age::New, put).await?;
-        // EC2's check comes after the answer, and until it is done the old value stands.
+        // EC2's check comes after the answer, and until it is done the old value stands. That it failed, nobody says.
         let look = || async {
             let now = self.parameter(name).await?;
             Ok(if now.as_deref() == Some(ami) { Look::Done(()) } else { Look::Under(now.unwrap_or_default()) })
         };
-        self.caller.wait("the parameter", look).await?;
+        match self.caller.wait_for("the parameter", self.caller.patience.check(), look).await {
+            Err(AwsError::Stalled { region, state: now, .. }) => {
+                let (name, ami) = (name.to_owned(), ami.to_owned());
+                return Err(AwsError::Parameter { name, region, ami, now });
+            }
+            waited => waited?,
+        }
         Ok(before)
     }
 

@@ -16,6 +16,7 @@ use crate::{
     error::AwsError,
     image::{Found, boot_mode},
     intent::{self, Intent, TAG},
+    retention::WITHDRAWN,
     trial::Tried,
     upload::{Disk, Parent, Wanted},
 };
@@ -128,6 +129,7 @@ impl Publisher<'_> {
             self.forget(&gone)?;
             return self.again(region, here, sharing).await;
         }
+        region.shareable(place.kms_key.as_deref(), sharing).await?;
         let (disk, boot_mode) = self.bootable(record)?;
         let intent = Intent::declare(self.dirs, self.ledger, region, &subject(record, place), self.catalog.to_owned())?;
         let (found, blocks) = if let Some(found) = region.find_image(record, &intent.id).await? {
@@ -165,8 +167,9 @@ impl Publisher<'_> {
         Ok(Published { account, ami, snapshot, already: blocks.is_none(), blocks: blocks.unwrap_or(0) })
     }
 
-    /// It is there already; only what is set on it may be new.
+    /// It is there already; only what is set on it may be new, and it may have been withdrawn and enabled again.
     async fn again(&self, region: &Region, known: Ami, sharing: &Sharing) -> Outcome {
+        region.restore(&known).await?;
         region.share(&known.ami, sharing).await?;
         region.protect(&known.ami, sharing).await?;
         let Ami { account, ami, snapshot, .. } = known;
@@ -218,6 +221,7 @@ impl Publisher<'_> {
                 // Whoever deregisters this AMI, too, must find it again.
                 let mark = BTreeMap::from([(TAG.to_owned(), intent.id.clone())]);
                 region.mark(&[&snapshot.id], &mark).await?;
+                region.unmark(&[&snapshot.id], WITHDRAWN).await?;
                 return Ok((region.register(record, &snapshot, boot_mode, &tags).await?, 0));
             }
         }

@@ -172,6 +172,17 @@ impl Region {
         self.caller.call("DisableImage", Age::Old, disable).await.map(drop)
     }
 
+    /// Takes off what `withdraw` left on an AMI that somebody enabled again.
+    pub(crate) async fn restore(&self, ami: &Ami) -> Result<(), AwsError> {
+        let image = self.image(&ami.ami).await?;
+        if image.is_none_or(|image| tag(image.tags(), WITHDRAWN).is_none()) {
+            return Ok(());
+        }
+        let offer = || self.ec2.disable_image_deprecation().image_id(&ami.ami).send();
+        self.caller.call("DisableImageDeprecation", Age::Old, offer).await?;
+        self.unmark(&[&ami.ami, &ami.snapshot], WITHDRAWN).await
+    }
+
     async fn standing(&self, ami: &Ami, users: &Users) -> Result<Standing, AwsError> {
         let Some(image) = self.image(&ami.ami).await? else { return self.remains(ami).await };
         let value = |key| tag(image.tags(), key);

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Region, call::Age, error::AwsError};
 
+/// The key that every account has and that no policy opens to others.
+const OWN_KEY: &str = "alias/aws/ebs";
+
 /// What is set on an AMI when it is whole. Nothing by default: it belongs to its account alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sharing {
@@ -22,6 +25,37 @@ pub struct Sharing {
 }
 
 impl Region {
+    /// Refuses, before anything is sent, what could never be shared: encrypted by default under a key that no policy opens, or public.
+    pub(crate) async fn shareable(&self, kms_key: Option<&str>, sharing: &Sharing) -> Result<(), AwsError> {
+        if kms_key.is_some() || (sharing.with.is_empty() && !sharing.public) {
+            return Ok(());
+        }
+        let Some(key) = self.default_key().await? else { return Ok(()) };
+        let meant = match sharing.public {
+            true => "public",
+            false if key.ends_with(OWN_KEY) => "shared",
+            false => return Ok(()),
+        };
+        Err(AwsError::NotShareable { region: self.name.clone(), key, meant })
+    }
+
+    /// The key that encrypts what names none. `None`: nothing is encrypted then, or it may not be asked.
+    async fn default_key(&self) -> Result<Option<String>, AwsError> {
+        let ask = || self.ec2.get_ebs_encryption_by_default().send();
+        let encrypts = match self.caller.call("GetEbsEncryptionByDefault", Age::Old, ask).await {
+            Err(error) if error.is_denied() => return Ok(None),
+            answer => answer?.ebs_encryption_by_default,
+        };
+        if encrypts != Some(true) {
+            return Ok(None);
+        }
+        let ask = || self.ec2.get_ebs_default_kms_key_id().send();
+        match self.caller.call("GetEbsDefaultKmsKeyId", Age::Old, ask).await {
+            Err(error) if error.is_denied() => Ok(None),
+            answer => Ok(answer?.kms_key_id),
+        }
+    }
+
     /// Sets all of `sharing` on `ami` but its protection. Twice is as good as once.
     pub(crate) async fn share(&self, ami: &str, sharing: &Sharing) -> Result<(), AwsError> {
         let mut permissions: Vec<_> = sharing.with.iter().map(|whom| permission(whom)).collect();

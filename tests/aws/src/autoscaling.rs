@@ -36,6 +36,8 @@ pub(crate) fn answer(world: &mut World, action: &str, form: Form, request: &str)
         "CreateAutoScalingGroup" => create(world, form),
         "UpdateAutoScalingGroup" => update(world, form),
         "DescribeAutoScalingGroups" => describe(world, form, &mut result),
+        "CreateLaunchConfiguration" => configure(world, form),
+        "DescribeLaunchConfigurations" => configurations(world, form, &mut result),
         "StartInstanceRefresh" => refresh::start(world, form, &mut result),
         "DescribeInstanceRefreshes" => refresh::describe(world, form, &mut result),
         "CancelInstanceRefresh" => refresh::cancel(world, form, &mut result),
@@ -98,6 +100,34 @@ fn create(world: &mut World, mut form: Form) -> Result<(), Refusal> {
     };
     world.created.push(name.clone());
     world.here().scaling.insert(name, group);
+    Ok(())
+}
+
+/// What groups launched before there were launch templates; accounts that are new cannot make them any more.
+fn configure(world: &mut World, mut form: Form) -> Result<(), Refusal> {
+    let (name, image) = (form.required("LaunchConfigurationName")?, form.required("ImageId")?);
+    form.required("InstanceType")?;
+    form.finish()?;
+    world.launchable_image(&image).map_err(|refusal| invalid(refusal.message))?;
+    world.created.push(name.clone());
+    world.here().configurations.insert(name, image);
+    Ok(())
+}
+
+fn configurations(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<(), Refusal> {
+    let names = form.list("LaunchConfigurationNames.member");
+    let most: usize = form.number("MaxRecords")?.unwrap_or(50);
+    let token = form.text("NextToken");
+    form.finish()?;
+    let known = world.here().configurations.iter().filter(|(name, _)| names.is_empty() || names.contains(name));
+    let known: Vec<_> = known.collect();
+    let from: usize = token.and_then(|token| token.parse().ok()).unwrap_or_default();
+    let next = (known.len() > from + most).then(|| (from + most).to_string());
+    xml.members("LaunchConfigurations", known.into_iter().skip(from).take(most), |xml, (name, image)| {
+        xml.text("LaunchConfigurationName", name).text("ImageId", image).text("InstanceType", "t3.small");
+        xml.text("CreatedTime", "2026-01-01T00:00:00Z");
+    });
+    xml.maybe("NextToken", next);
     Ok(())
 }
 

@@ -82,6 +82,8 @@ fn perform(
         "GetConsoleOutput" => instances::describe::console(world, form, xml, machines),
         "DeleteVolume" => volumes::delete(world, form, xml),
         "DescribeVolumes" => volumes::describe(world, form, xml),
+        "GetEbsEncryptionByDefault" => volumes::encryption(world, form, xml),
+        "GetEbsDefaultKmsKeyId" => volumes::default_key(world, form, xml),
         "DescribeVpcs" => network::vpcs(world, form, xml),
         "DescribeSubnets" => network::subnets(world, form, xml),
         "DescribeAvailabilityZones" => network::zones(world, form, xml),

@@ -78,6 +78,7 @@ impl Fake {
             accounts: Mutex::default(),
             dead: watch::Sender::default(),
             disabled: Mutex::default(),
+            allowed: Mutex::default(),
             callers: Mutex::default(),
             busy: watch::Sender::new(0),
         });
@@ -133,6 +134,18 @@ impl Fake {
     /// Nobody has enabled this region: its services know no caller.
     pub fn disable(&self, region: &str) {
         lock(&self.shared.disabled).insert(region.to_owned());
+    }
+
+    /// From now on everything in a region is encrypted with `key` where nobody names one: `alias/aws/ebs` is the account's own.
+    pub fn encrypt_by_default(&self, region: &str, key: &str) {
+        let mut world = lock(&self.shared.world);
+        world.enter(Self::ACCOUNT, region, None);
+        world.here().default_key = Some(key.to_owned());
+    }
+
+    /// From now on callers have the right to these actions (`ec2:RunInstances`) and to no others.
+    pub fn allow(&self, actions: impl IntoIterator<Item = String>) {
+        *lock(&self.shared.allowed) = Some(actions.into_iter().collect());
     }
 
     /// What stands behind the instances from now on.

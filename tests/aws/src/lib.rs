@@ -17,6 +17,7 @@ mod ledger;
 mod machines;
 mod refusal;
 mod request;
+mod rights;
 mod server;
 mod ssm;
 mod sts;
@@ -30,5 +31,6 @@ pub use crate::{
     ledger::Entry,
     machines::{Launch, Machines},
     refusal::Refusal,
+    rights::documented,
     world::Pace,
 };

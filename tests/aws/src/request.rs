@@ -17,15 +17,21 @@ pub(crate) enum Service {
 }
 
 impl Service {
+    const ALL: [Self; 5] = [Self::Ec2, Self::Ebs, Self::Ssm, Self::AutoScaling, Self::Sts];
+
     fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "ec2" => Self::Ec2,
-            "ebs" => Self::Ebs,
-            "ssm" => Self::Ssm,
-            "autoscaling" => Self::AutoScaling,
-            "sts" => Self::Sts,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|service| service.name() == name)
+    }
+
+    /// As in signatures and in the names of rights.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ec2 => "ec2",
+            Self::Ebs => "ebs",
+            Self::Ssm => "ssm",
+            Self::AutoScaling => "autoscaling",
+            Self::Sts => "sts",
+        }
     }
 }
 

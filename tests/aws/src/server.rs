@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) accounts: Mutex<Vec<(String, String)>>,
     /// Regions that the accounts have not enabled.
     pub(crate) disabled: Mutex<BTreeSet<String>>,
+    /// The actions that callers have a right to, if not to all.
+    pub(crate) allowed: Mutex<Option<BTreeSet<String>>>,
     /// Access keys of all callers so far, and of those that were killed.
     pub(crate) callers: Mutex<BTreeSet<String>>,
     pub(crate) dead: watch::Sender<BTreeSet<String>>,
@@ -171,7 +173,12 @@ impl Shared {
         if lock(&self.disabled).contains(&caller.region) {
             return Reply::Refusal(service, Refusal::nobody(service));
         }
-        let fault = lock(&self.schedule).next(action);
+        let right = format!("{}:{action}", service.name());
+        // Who one is, everybody may ask.
+        let may =
+            service == Service::Sts || lock(&self.allowed).as_ref().is_none_or(|allowed| allowed.contains(&right));
+        let denied = Some(Fault::AccessDenied).filter(|_| !may);
+        let fault = denied.or_else(|| lock(&self.schedule).next(action));
         if let Some(fault) = &fault {
             if let Some(refusal) = fault.refusal(service) {
                 self.record(place, action, fault.clone(), Some(refusal.code.clone()));

@@ -72,7 +72,7 @@ fn put(world: &mut World, mut fields: Fields) -> Result<Value, Refusal> {
             if !well_formed(&value, "ami") {
                 return Err(invalid(format!("The following parameter value: {value} is not a valid AMI id.")));
             }
-            progress = if world.here().images.contains_key(&value) { world.settling() } else { Progress::NEVER };
+            progress = if world.here().images.contains_key(&value) { world.progress() } else { Progress::NEVER };
         }
         _ => return Err(invalid(format!("The following data type is not supported: {data_type}"))),
     }

@@ -89,6 +89,10 @@ pub(crate) struct Region {
     pub(crate) templates: BTreeMap<String, Template>,
     pub(crate) parameters: BTreeMap<String, Parameter>,
     pub(crate) scaling: BTreeMap<String, ScalingGroup>,
+    /// Launch configurations and their images.
+    pub(crate) configurations: BTreeMap<String, String>,
+    /// The key of EBS encryption by default, where it is on.
+    pub(crate) default_key: Option<String>,
     pub(crate) network: Network,
     pub(crate) tags: BTreeMap<String, Tags>,
     /// Reads until each new resource is found, and when it was made by the callers' clock.

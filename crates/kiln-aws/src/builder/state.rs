@@ -101,8 +101,14 @@ impl Region {
 
     /// The last lines of what the guest wrote to its serial console.
     pub(super) async fn console(&self, id: &str) -> Result<Vec<String>, AwsError> {
-        let ask = || self.ec2.get_console_output().instance_id(id).send();
-        let answer = self.caller.call("GetConsoleOutput", Age::New, ask).await?;
+        // What it says right now, which only types on Nitro tell; the others what they said when they last started or stopped.
+        let ask = |latest| move || self.ec2.get_console_output().instance_id(id).latest(latest).send();
+        let answer = match self.caller.call("GetConsoleOutput", Age::New, ask(true)).await {
+            Err(AwsError::Refused { code, .. }) if code == "UnsupportedOperation" => {
+                self.caller.call("GetConsoleOutput", Age::New, ask(false)).await?
+            }
+            answer => answer?,
+        };
         let bytes = STANDARD.decode(answer.output.unwrap_or_default()).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<_> = text.lines().map(|line| line.trim_end().to_owned()).collect();

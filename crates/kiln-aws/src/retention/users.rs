@@ -34,39 +34,31 @@ impl Region {
                 format!("version {number} of {}", version.launch_template_id.as_deref().unwrap_or("a launch template"))
             });
         }
-        for group in self.groups().await? {
+        let groups = self.groups().await?;
+        let mut configurations = BTreeMap::new();
+        if groups.iter().any(|group| group.launch_configuration_name.is_some()) {
+            configurations = self.launch_configurations().await?;
+        }
+        for group in groups {
             let name = group.auto_scaling_group_name.clone().unwrap_or_default();
             for (template, version) in launched(&group) {
                 for version in self.versions(Some(&template), &[&version]).await? {
                     users.add(&version, || format!("the group {name}"));
                 }
             }
-            for image in images(&group) {
+            let configured = group.launch_configuration_name().and_then(|name| configurations.get(name).cloned());
+            for image in images(&group).chain(configured) {
                 users.0.entry(image).or_insert_with(|| format!("the group {name}"));
             }
         }
         Ok(users)
     }
 
-    /// These versions of a launch template, or of all. One that is not there any more launches nothing.
+    /// Like `template_versions`; one that is not there any more launches nothing.
     async fn versions(&self, template: Option<&str>, numbers: &[&str]) -> Result<Vec<LaunchTemplateVersion>, AwsError> {
-        let (mut versions, mut next) = (Vec::new(), None);
-        loop {
-            let look = || {
-                let request = self.ec2.describe_launch_template_versions();
-                let request = request.set_launch_template_id(template.map(str::to_owned));
-                let numbers = numbers.iter().map(|number| (*number).to_owned()).collect();
-                request.set_versions(Some(numbers)).set_next_token(next.clone()).send()
-            };
-            let page = match self.caller.call("DescribeLaunchTemplateVersions", Age::Old, look).await {
-                Err(error) if error.code().is_some_and(|code| code.ends_with("NotFound")) => return Ok(versions),
-                page => page?,
-            };
-            versions.extend(page.launch_template_versions.unwrap_or_default());
-            next = page.next_token.filter(|token| !token.is_empty());
-            if next.is_none() {
-                return Ok(versions);
-            }
+        match self.template_versions(template, numbers, Age::Old).await {
+            Err(error) if error.code().is_some_and(|code| code.ends_with("NotFound")) => Ok(Vec::new()),
+            versions => versions,
         }
     }
 
@@ -79,6 +71,22 @@ impl Region {
             next = page.next_token.filter(|token| !token.is_empty());
             if next.is_none() {
                 return Ok(groups);
+            }
+        }
+    }
+
+    /// The AMIs of launch configurations, which groups had before there were launch templates, by name.
+    async fn launch_configurations(&self) -> Result<BTreeMap<String, String>, AwsError> {
+        let (mut configurations, mut next) = (BTreeMap::new(), None);
+        loop {
+            let look = || self.autoscaling.describe_launch_configurations().set_next_token(next.clone()).send();
+            let page = self.caller.call("DescribeLaunchConfigurations", Age::Old, look).await?;
+            for found in page.launch_configurations.unwrap_or_default() {
+                configurations.extend(found.launch_configuration_name.zip(found.image_id));
+            }
+            next = page.next_token.filter(|token| !token.is_empty());
+            if next.is_none() {
+                return Ok(configurations);
             }
         }
     }

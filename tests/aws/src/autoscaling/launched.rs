@@ -4,8 +4,10 @@ use super::invalid;
 use crate::{form::Form, refusal::Refusal, world::World, xml::Xml};
 
 /// A launch template and the version as it was written: a number, `$Latest` or `$Default`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Launched {
+    /// Instead of all the rest: the name of a launch configuration.
+    pub(super) configuration: Option<String>,
     pub(super) id: String,
     pub(super) name: String,
     pub(super) version: String,
@@ -23,6 +25,16 @@ pub(super) struct Mixed {
 /// What is to be launched, under a prefix that ends in a dot or is empty; the launch template and its version must be there.
 pub(super) fn launched(world: &mut World, form: &mut Form, prefix: &str) -> Result<Option<Launched>, Refusal> {
     let (plain, policy) = (format!("{prefix}LaunchTemplate"), format!("{prefix}MixedInstancesPolicy"));
+    let configuration = form.text(&format!("{prefix}LaunchConfigurationName"));
+    if let Some(name) = configuration {
+        if form.has(&plain) || form.has(&policy) {
+            return Err(invalid("A group has a launch configuration or a launch template, not both"));
+        }
+        if !world.here().configurations.contains_key(&name) {
+            return Err(invalid(format!("Launch configuration name not found - {name}")));
+        }
+        return Ok(Some(Launched { configuration: Some(name), ..Launched::default() }));
+    }
     match (form.has(&plain), form.has(&policy)) {
         (false, false) => Ok(None),
         (true, true) => Err(invalid("A group has a launch template or a mixed instances policy, not both")),
@@ -54,11 +66,15 @@ fn template(world: &mut World, form: &mut Form, at: &str) -> Result<Launched, Re
             "You must use a valid fully-formed launch template. Version {version} does not exist."
         )));
     }
-    Ok(Launched { id: template.id.clone(), name: template.name.clone(), version, mixed: None })
+    Ok(Launched { id: template.id.clone(), name: template.name.clone(), version, ..Launched::default() })
 }
 
 impl Launched {
     pub(super) fn write(&self, xml: &mut Xml) {
+        if let Some(name) = &self.configuration {
+            xml.text("LaunchConfigurationName", name);
+            return;
+        }
         let Some(mixed) = &self.mixed else {
             self.write_template("LaunchTemplate", xml);
             return;

@@ -10,6 +10,7 @@ use crate::{
     ec2::{
         snapshots::{Phase, Snapshot},
         tags::check_tags,
+        volumes::OWN_KEY,
     },
     json::Fields,
     refusal::Refusal,
@@ -54,7 +55,8 @@ pub(super) fn start(world: &mut World, rest: Rest) -> Result<Answer, Refusal> {
     }
     let now = world.now();
     let mut made = Snapshot::new(world, size, description, now);
-    made.encrypted = encrypted == Some(true);
+    let default = world.here().default_key.clone();
+    made.encrypted = encrypted == Some(true) || default.is_some();
     made.key = key;
     if let Some(parent) = &parent {
         let parent = snapshot(world, parent)?;
@@ -67,13 +69,17 @@ pub(super) fn start(world: &mut World, rest: Rest) -> Result<Answer, Refusal> {
                 "The volume is smaller than that of the parent snapshot.",
             ));
         }
+        if default.is_some() && !parent.encrypted {
+            return Err(value("An unencrypted snapshot is no parent where encryption by default is on."));
+        }
         made.blocks = parent.blocks.clone();
         made.lineage.clone_from(&parent.lineage);
         (made.encrypted, made.key) = (parent.encrypted, parent.key.clone());
         made.parent = Some(parent.id.clone());
     }
     if made.encrypted && made.key.is_none() {
-        made.key = Some(format!("arn:aws:kms:{}:{}:key/default-of-ebs", world.region, world.account));
+        let own = || format!("arn:aws:kms:{}:{}:key/default-of-ebs", world.region, world.account);
+        made.key = Some(default.filter(|key| key != OWN_KEY).unwrap_or_else(own));
     }
     let unfinished = world.here().snapshots.values().filter(|snapshot| snapshot.is_being_written()).count();
     if unfinished >= UNFINISHED {

@@ -10,7 +10,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     blocks::{BLOCK, Block},
-    ec2::names::{check, not_found},
+    ec2::{
+        names::{check, not_found},
+        volumes::OWN_KEY,
+    },
     refusal::Refusal,
     world::{Progress, Stage, World},
 };
@@ -136,8 +139,13 @@ impl Snapshot {
     pub(crate) fn encrypt(&mut self, encrypted: bool, key: Option<&str>) {
         if encrypted {
             self.encrypted = true;
-            self.key = Some(key.unwrap_or("alias/aws/ebs").to_owned());
+            self.key = Some(key.unwrap_or(OWN_KEY).to_owned());
         }
+    }
+
+    /// Encrypted with the key that no policy opens to others.
+    pub(crate) fn has_own_key(&self) -> bool {
+        self.key.as_deref().is_some_and(|key| key == OWN_KEY || key.ends_with("key/default-of-ebs"))
     }
 
     fn state(&self) -> &'static str {

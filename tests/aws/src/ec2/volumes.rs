@@ -17,6 +17,9 @@ use crate::{
     xml::Xml,
 };
 
+/// The key that every account has; what it encrypts cannot be shared.
+pub(crate) const OWN_KEY: &str = "alias/aws/ebs";
+
 #[expect(clippy::struct_field_names, reason = "EC2's own names")]
 #[derive(Debug, Clone)]
 pub(crate) struct Volume {
@@ -93,6 +96,20 @@ pub(crate) fn delete(world: &mut World, mut form: Form, xml: &mut Xml) -> Result
     world.here().volumes.remove(&id);
     world.forget(&id);
     xml.text("return", true);
+    Ok(())
+}
+
+/// `GetEbsEncryptionByDefault`.
+pub(crate) fn encryption(world: &mut World, form: Form, xml: &mut Xml) -> Result<(), Refusal> {
+    form.finish()?;
+    xml.text("ebsEncryptionByDefault", world.here().default_key.is_some());
+    Ok(())
+}
+
+/// `GetEbsDefaultKmsKeyId`, which there is whether it is used or not.
+pub(crate) fn default_key(world: &mut World, form: Form, xml: &mut Xml) -> Result<(), Refusal> {
+    form.finish()?;
+    xml.text("kmsKeyId", world.here().default_key.as_deref().unwrap_or(OWN_KEY));
     Ok(())
 }
 

@@ -168,6 +168,44 @@ async fn an_ami_that_was_withdrawn_is_not_published_again_by_itself() {
     assert_eq!(bench.ami("1.0.0").await.unwrap().ami, first.ami);
 }
 
+/// An account that begins to encrypt takes no unencrypted snapshot as a parent any more.
+#[tokio::test]
+async fn where_encryption_by_default_was_switched_on_the_next_version_is_sent_in_full() {
+    let bench = Bench::new("by-default");
+    let mut disk = bench.publish("1.0.0", &bench::disk(1, 10));
+    bench.ami("1.0.0").await.unwrap();
+    bench.fake.encrypt_by_default(REGIONS[0], "alias/aws/ebs");
+    for (version, blocks) in [("1.1.0", disk.len().div_ceil(bench::BLOCK)), ("1.2.0", 1)] {
+        disk[5 * bench::BLOCK] ^= 1;
+        let disk = bench.publish(version, &disk);
+        let published = bench.ami(version).await.unwrap();
+        assert_eq!(published.blocks, blocks, "{version}");
+        bench.holds(&published, &disk);
+    }
+    assert_eq!((bench.living(), bench.outstanding()), ((3, 3), 0));
+}
+
+#[tokio::test]
+async fn what_could_never_be_shared_is_refused_before_anything_is_sent() {
+    let bench = Bench::new("unshareable");
+    bench.publish("1.0.0", &bench::disk(1, 5));
+    let place = [Place { region: REGIONS[0].to_owned(), kms_key: None }];
+    let with = Sharing { with: vec!["210987654321".to_owned()], ..Sharing::default() };
+    let public = Sharing { public: true, ..Sharing::default() };
+    let of = |report: kiln_aws::Report| report.regions.into_values().next().unwrap();
+    bench.fake.encrypt_by_default(REGIONS[0], "alias/aws/ebs");
+    for sharing in [&with, &public] {
+        let refused = of(bench.report("1.0.0", &place, sharing).await);
+        assert!(matches!(refused, Err(AwsError::NotShareable { .. })), "{refused:?}");
+    }
+    bench.fake.encrypt_by_default(REGIONS[0], bench::KEY);
+    let refused = of(bench.report("1.0.0", &place, &public).await);
+    assert!(matches!(refused, Err(AwsError::NotShareable { meant: "public", .. })), "{refused:?}");
+    assert_eq!((bench.calls("StartSnapshot"), bench.living()), (0, (0, 0)));
+    // A key of one's own may be open to them.
+    of(bench.report("1.0.0", &place, &with).await).unwrap();
+}
+
 #[tokio::test]
 async fn a_region_that_fails_takes_no_other_with_it() {
     let bench = Bench::new("partial");

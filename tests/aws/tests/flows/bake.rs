@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kiln_aws_tests::{BaseImage, Fake, Fault, Living, Schedule};
+use kiln_aws_tests::{BaseImage, Fake, Fault, Living, Schedule, documented};
 use kiln_io::{
     dirs::Dirs,
     ledger::{self, Condition},
@@ -38,6 +38,7 @@ impl Scene {
     fn with(name: &str, script: &str, more: &str) -> Self {
         let home = Home::apart(name);
         let fake = Arc::new(Fake::start());
+        fake.allow(documented());
         let guest = Guest::of(&fake);
         let disk = fs::read(guest.image()).unwrap();
         let base =

@@ -14,7 +14,7 @@ use kiln_aws::{
     Access, Account, AwsError, Instance, Patience, Place, Published, Publisher, Region, Report, Sharing, Silent,
     StandIn, Trial, Trying, Wanted,
 };
-use kiln_aws_tests::Fake;
+use kiln_aws_tests::{Fake, documented};
 use kiln_core::{
     ImageName,
     plan::{Address, Ec2Machine, Which},
@@ -70,6 +70,7 @@ impl Bench {
         let directory = |name| scratch.0.join(name);
         let dirs = Dirs { cache: directory("cache"), state: directory("state"), data: directory("data") };
         let fake = Fake::start();
+        fake.allow(documented());
         fake.seen_after(clock.clone(), patience.visible);
         Self { fake, registry: scratch.registry(), dirs, scratch, clock, patience }
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use kiln_aws_tests::{Fake, Fault, Schedule};
+use kiln_aws_tests::{Fake, Fault, Schedule, documented};
 use kiln_io::guest::Quiet;
 use kiln_registry::Registry;
 use kiln_tests::{
@@ -35,7 +35,9 @@ impl Scene {
             own.publish(&built, &directory, &fixed(version), &Quiet).unwrap();
             disk[20 * bench::BLOCK + 5] ^= 1;
         }
-        Self { home, fake: Fake::start(), registry, token }
+        let fake = Fake::start();
+        fake.allow(documented());
+        Self { home, fake, registry, token }
     }
 
     fn run(&self, arguments: &[&str]) -> Ran {

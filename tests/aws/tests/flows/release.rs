@@ -25,6 +25,19 @@ async fn a_parameter_is_pointed_and_says_what_it_was() {
     assert_eq!(region.point_parameter(name, &second).await.unwrap(), Some(second));
 }
 
+/// AWS looks at the AMI after it said yes, and tells nobody that it did not like it.
+#[tokio::test]
+async fn a_parameter_that_stays_what_it_was_is_an_error_that_says_so() {
+    let bench = Bench::new("unmoved");
+    let (first, second) = two_amis(&bench).await;
+    let region = bench.region(REGION).await;
+    region.point_parameter("/images/web", &first).await.unwrap();
+    bench.fake.schedule(Schedule::new().at("PutParameter", 1, Fault::Stuck));
+    let error = region.point_parameter("/images/web", &second).await.unwrap_err();
+    assert!(matches!(&error, AwsError::Parameter { ami, now, .. } if *ami == second && *now == first), "{error}");
+    assert_eq!(region.point_parameter("/images/web", &second).await.unwrap(), Some(first));
+}
+
 #[tokio::test]
 async fn a_group_gets_a_numbered_version_and_goes_back_to_the_one_before() {
     let bench = Bench::new("release");

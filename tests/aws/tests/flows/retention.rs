@@ -52,6 +52,29 @@ async fn it_is_said_then_withdrawn_then_deleted() {
 }
 
 #[tokio::test]
+async fn one_that_was_enabled_again_is_whole_once_it_is_published_again() {
+    let bench = Bench::new("back");
+    let amis = versions(&bench, 2).await;
+    let region = bench.region(REGION).await;
+    let keep = Keep { newest: 1, days: 7, now: now() };
+    region.retain(&bench.registry, &web(), &keep, false).await.unwrap();
+    bench.fake.ec2(Fake::ACCOUNT, REGION, "EnableImage", &[("ImageId", &amis[0])]).unwrap();
+    let health = async || {
+        let checked = region.check(&bench.registry, &web(), false).await.unwrap();
+        checked.into_iter().find(|one| one.ami == amis[0]).unwrap().health
+    };
+    let before = health().await;
+    assert!(matches!(&before, Health::Broken(why) if why.contains("enabled it again")), "{before:?}");
+    let described = || bench.fake.ec2(Fake::ACCOUNT, REGION, "DescribeImages", &[("ImageId.1", &amis[0])]).unwrap();
+    assert!(described().contains("<deprecationTime>"));
+    assert!(bench.ami("1.0.0").await.unwrap().already);
+    assert!(!described().contains("<deprecationTime>") && !described().contains("kiln:withdrawn"), "{}", described());
+    assert_eq!(health().await, Health::Sound);
+    let living = bench.fake.living();
+    assert!(living.iter().all(|one| !one.tags.contains_key("kiln:withdrawn")), "its snapshot, too: {living:?}");
+}
+
+#[tokio::test]
 async fn what_is_used_or_carries_other_tags_stays() {
     let bench = Bench::new("used");
     let amis = versions(&bench, 3).await;
@@ -72,7 +95,7 @@ async fn what_is_used_or_carries_other_tags_stays() {
 #[tokio::test]
 async fn what_a_group_without_machines_or_an_old_default_launches_stays() {
     let bench = Bench::new("grouped");
-    let amis = versions(&bench, 4).await;
+    let amis = versions(&bench, 5).await;
     let template = |name| [("LaunchTemplateName", name), ("LaunchTemplateData.ImageId", amis[0].as_str())];
     bench.fake.ec2(Fake::ACCOUNT, REGION, "CreateLaunchTemplate", &template("old")).unwrap();
     let version = |name, ami| [("LaunchTemplateName", name), ("LaunchTemplateData.ImageId", ami)];
@@ -90,13 +113,24 @@ async fn what_a_group_without_machines_or_an_old_default_launches_stays() {
         ("AvailabilityZones.member.1", "eu-west-1a"),
     ];
     bench.fake.autoscaling(Fake::ACCOUNT, REGION, "CreateAutoScalingGroup", &group).unwrap();
+    let configuration = [("LaunchConfigurationName", "of-2015"), ("ImageId", &amis[2]), ("InstanceType", "t3.small")];
+    bench.fake.autoscaling(Fake::ACCOUNT, REGION, "CreateLaunchConfiguration", &configuration).unwrap();
+    let group = [
+        ("AutoScalingGroupName", "ancient"),
+        ("LaunchConfigurationName", "of-2015"),
+        ("MinSize", "0"),
+        ("MaxSize", "4"),
+        ("AvailabilityZones.member.1", "eu-west-1a"),
+    ];
+    bench.fake.autoscaling(Fake::ACCOUNT, REGION, "CreateAutoScalingGroup", &group).unwrap();
     let region = bench.region(REGION).await;
     let keep = Keep { newest: 1, days: 0, now: now() };
     let verdicts = region.retain(&bench.registry, &web(), &keep, false).await.unwrap();
     let fate = |ami: &String| &verdicts.iter().find(|verdict| verdict.ami == *ami).unwrap().fate;
     assert!(matches!(fate(&amis[0]), Fate::Kept(why) if why.contains("version 1 of lt-")), "{verdicts:?}");
     assert!(matches!(fate(&amis[1]), Fate::Kept(why) if why.contains("the group asleep")), "{verdicts:?}");
-    assert_eq!(fate(&amis[2]), &Fate::Withdrawn);
+    assert!(matches!(fate(&amis[2]), Fate::Kept(why) if why.contains("the group ancient")), "{verdicts:?}");
+    assert_eq!(fate(&amis[3]), &Fate::Withdrawn);
 }
 
 #[tokio::test]

@@ -1,6 +1,12 @@
 //! The attributes of an image that can change: who may launch it, its description, IMDS.
 
-use crate::{ec2::images::Grantee, form::Form, refusal::Refusal, world::World, xml::Xml};
+use crate::{
+    ec2::{images::Grantee, snapshots::Snapshot},
+    form::Form,
+    refusal::Refusal,
+    world::World,
+    xml::Xml,
+};
 
 /// The names of a grantee in requests and in replies.
 const GRANTEES: [(&str, &str, &str); 4] = [
@@ -40,6 +46,9 @@ pub(crate) fn modify(world: &mut World, mut form: Form) -> Result<(), Refusal> {
     if imds.as_deref().is_some_and(|imds| imds != "v2.0") {
         return Err(Refusal::invalid("Value for parameter imdsSupport is invalid: v2.0 is the only one"));
     }
+    let snapshots: Vec<_> = world.own_image(&id)?.snapshots().map(str::to_owned).collect();
+    let here = world.here();
+    let roots_own = snapshots.iter().any(|id| here.snapshots.get(id).is_some_and(Snapshot::has_own_key));
     let image = world.own_image(&id)?;
     if !image.is_available() {
         let message = format!("The image {id} is in the state {}", image.state());
@@ -49,6 +58,11 @@ pub(crate) fn modify(world: &mut World, mut form: Form) -> Result<(), Refusal> {
     if to_all && image.mappings.iter().any(|mapping| mapping.ebs.as_ref().is_some_and(|ebs| ebs.encrypted)) {
         let message = "Images with encrypted snapshots cannot be made public";
         return Err(Refusal::client("InvalidParameter", message));
+    }
+    let accounts = add.iter().any(|(kind, _)| *kind != "group");
+    if accounts && roots_own {
+        let message = "Images with snapshots encrypted with the EBS default key cannot be shared";
+        return Err(Refusal::client("OperationNotPermitted", message));
     }
     image.launch.extend(add);
     image.launch.retain(|grantee| !remove.contains(grantee));

@@ -102,7 +102,7 @@ pub(crate) fn share(world: &mut World, mut form: Form, xml: &mut Xml) -> Result<
         return Err(not_found(&id));
     }
     let snapshot = world.here().snapshots.get_mut(&id).ok_or_else(|| not_found(&id))?;
-    if snapshot.key.as_deref() == Some("alias/aws/ebs") && !add.is_empty() {
+    if snapshot.has_own_key() && !add.is_empty() {
         let message = "Encrypted snapshots with EBS default key cannot be shared";
         return Err(Refusal::client("OperationNotPermitted", message));
     }
