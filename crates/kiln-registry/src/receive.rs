@@ -154,27 +154,39 @@ impl Registry {
         self.enter(artifact, stored, parent.as_ref(), publication, &date, &publishing)
     }
 
-    /// The content of `offer`, when all its blobs are here and it is the disk that the artifact says.
-    fn offered(&self, offer: &Offer) -> Result<Content, RegistryError> {
+    /// The blobs that `offer` names, with their sizes, its manifest first; that one must be here.
+    pub fn offer_blobs(&self, offer: &Offer) -> Result<Vec<(Digest, u64)>, RegistryError> {
         let Offer { manifest, artifact, attestations } = offer;
-        let refused = |problem: String| RegistryError::Content { blob: self.blob(&manifest.digest), problem };
-        if manifest.media_type != crate::content::MANIFEST_TYPE || manifest.size > LONGEST_MANIFEST {
-            return Err(refused("it is not the manifest of a version".to_owned()));
-        }
-        let lost = |missing: Vec<Digest>| RegistryError::Incomplete { image: artifact.image.clone(), missing };
-        let missing = self.missing([&(manifest.digest, manifest.size)]);
-        if !missing.is_empty() {
-            return Err(lost(missing));
-        }
-        let bytes = self.blob_bytes(manifest).map_err(|damage| self.set_aside(damage))?;
-        let config = Content::config_of(&bytes).map_err(refused)?;
+        let mut blobs = vec![(manifest.digest, manifest.size)];
+        blobs.extend(self.blobs_of(&self.offered_manifest(offer)?)?);
         let files = artifact.files.iter().filter(|file| Form::of(&file.format).is_none());
-        let mut blobs = self.blobs_of(&bytes)?;
         blobs.extend(files.map(|file| (file.sha256, file.bytes)));
         blobs.extend(self.statement_blobs(attestations)?);
-        let missing = self.missing(&blobs);
+        Ok(blobs)
+    }
+
+    fn offered_manifest(&self, offer: &Offer) -> Result<Vec<u8>, RegistryError> {
+        let Offer { manifest, artifact, .. } = offer;
+        if manifest.media_type != crate::content::MANIFEST_TYPE || manifest.size > LONGEST_MANIFEST {
+            let problem = "it is not the manifest of a version".to_owned();
+            return Err(RegistryError::Content { blob: self.blob(&manifest.digest), problem });
+        }
+        let missing = self.missing([&(manifest.digest, manifest.size)]);
         if !missing.is_empty() {
-            return Err(lost(missing));
+            return Err(RegistryError::Incomplete { image: artifact.image.clone(), missing });
+        }
+        self.blob_bytes(manifest).map_err(|damage| self.set_aside(damage))
+    }
+
+    /// The content of `offer`, when all its blobs are here and it is the disk that the artifact says.
+    fn offered(&self, offer: &Offer) -> Result<Content, RegistryError> {
+        let Offer { manifest, artifact, .. } = offer;
+        let refused = |problem: String| RegistryError::Content { blob: self.blob(&manifest.digest), problem };
+        let bytes = self.offered_manifest(offer)?;
+        let config = Content::config_of(&bytes).map_err(refused)?;
+        let missing = self.missing(&self.offer_blobs(offer)?);
+        if !missing.is_empty() {
+            return Err(RegistryError::Incomplete { image: artifact.image.clone(), missing });
         }
         let config = self.blob_bytes(&config).map_err(|damage| self.set_aside(damage))?;
         let content = self.read_content(&bytes, &config)?;

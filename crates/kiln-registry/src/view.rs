@@ -1,7 +1,7 @@
 //! The files of a version without laying them down: any byte of the qcow2, the raw disk or the raw.zst by its offset.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -155,17 +155,38 @@ impl Registry {
         Ok(named.map(|listed| listed.version.clone()))
     }
 
+    /// Takes out of `blobs` what the newest versions of `image` name, at most `most` of them. How many were looked at.
+    pub fn strike_named(
+        &self,
+        image: &ImageName,
+        blobs: &mut HashSet<Digest>,
+        most: usize,
+    ) -> Result<usize, RegistryError> {
+        let head = self.head(image)?;
+        for (looked, listed) in head.versions.iter().take(most).enumerate() {
+            if blobs.is_empty() {
+                return Ok(looked);
+            }
+            for named in self.named(image, listed).unwrap_or_default() {
+                blobs.remove(&named);
+            }
+        }
+        Ok(head.versions.len().min(most))
+    }
+
     fn is_named(&self, image: &ImageName, listed: &Listed, digest: &Digest) -> bool {
-        let Ok(record) = self.listed_record(image, listed) else { return false };
-        if record.manifest.digest == *digest || record.artifact.files.iter().any(|file| file.sha256 == *digest) {
-            return true;
-        }
-        let said = self.statement_blobs(&record.attestations);
-        if said.is_ok_and(|blobs| blobs.iter().any(|(blob, _)| blob == digest)) {
-            return true;
-        }
-        let Ok(manifest) = self.blob_bytes(&record.manifest) else { return false };
-        Content::blobs_of(&manifest).is_ok_and(|blobs| blobs.iter().any(|blob| blob.digest == *digest))
+        self.named(image, listed).is_some_and(|named| named.contains(digest))
+    }
+
+    /// Every blob that a version names, if it can be read.
+    fn named(&self, image: &ImageName, listed: &Listed) -> Option<Vec<Digest>> {
+        let record = self.listed_record(image, listed).ok()?;
+        let manifest = self.blob_bytes(&record.manifest).ok()?;
+        let mut named = vec![record.manifest.digest];
+        named.extend(record.artifact.files.iter().map(|file| file.sha256));
+        named.extend(self.statement_blobs(&record.attestations).into_iter().flatten().map(|(blob, _)| blob));
+        named.extend(Content::blobs_of(&manifest).ok()?.into_iter().map(|blob| blob.digest));
+        Some(named)
     }
 }
 

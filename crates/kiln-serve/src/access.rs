@@ -186,6 +186,10 @@ impl Caller {
         if says.is_empty() { name.to_owned() } else { format!("{says} ({name})") }
     }
 
+    pub(crate) fn token_hash(&self) -> Option<Digest> {
+        self.token.as_ref().map(|token| token.sha256)
+    }
+
     pub(crate) fn name(&self) -> Option<&str> {
         self.token.as_ref().map(|token| token.name.as_str())
     }

@@ -29,6 +29,7 @@ mod oci;
 mod pace;
 mod paced;
 mod problem;
+mod proven;
 mod ranges;
 mod renew;
 mod server;

@@ -16,7 +16,8 @@ use kiln_registry::{Pieces, Record, Registry, RegistryError, View};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
-    comparisons::Comparisons, dashboard::Sessions, holds::Holds, metrics::Metrics, problem::Problem, tokens::TokensFile,
+    comparisons::Comparisons, dashboard::Sessions, holds::Holds, metrics::Metrics, problem::Problem, proven::Sent,
+    tokens::TokensFile,
 };
 
 /// Verified pieces of disks, kept for who asks next: one client reads a piece in many small ranges.
@@ -56,6 +57,7 @@ pub(crate) struct App {
     pub(crate) sessions: Sessions,
     pub(crate) comparisons: Comparisons,
     pub(crate) holds: Holds,
+    pub(crate) sent: Sent,
     /// Something was changed through this server.
     pub(crate) changed: Notify,
     views: Mutex<VecDeque<(Digest, String, Arc<View>)>>,
@@ -98,6 +100,7 @@ impl App {
             sessions: Sessions::default(),
             comparisons: Comparisons::default(),
             holds: Holds::default(),
+            sent: Sent::default(),
             changed: Notify::new(),
             views: Mutex::default(),
             near: Mutex::default(),

@@ -29,10 +29,10 @@ pub(crate) async fn missing(
     headers: HeaderMap,
     request: Body,
 ) -> Answer {
-    allowed(&app, &headers, Scope::Publish, &image)?;
+    let (caller, image) = allowed(&app, &headers, Scope::Publish, &image)?;
     let wire::Blobs { blobs } = body::json(request, LONGEST_QUESTION).await?;
     let blobs: Vec<_> = blobs.into_iter().map(|blob| (blob.digest, blob.size)).collect();
-    let missing = app.on_disk(move |app| Ok(app.registry.missing(&blobs))).await?;
+    let missing = app.on_disk(move |app| app.lacking(&caller, &image, &blobs)).await?;
     json(&wire::Missing { missing })
 }
 
@@ -43,7 +43,7 @@ pub(crate) async fn blob(
     headers: HeaderMap,
     request: Body,
 ) -> Answer {
-    allowed(&app, &headers, Scope::Publish, &image)?;
+    let (caller, _) = allowed(&app, &headers, Scope::Publish, &image)?;
     let digest: Digest = parse(&digest)?;
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     let needed = || Problem::new(StatusCode::LENGTH_REQUIRED, "length", "a blob is sent with its `Content-Length`");
@@ -52,7 +52,8 @@ pub(crate) async fn blob(
         let detail = "no blob of this size is taken";
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail));
     }
-    if app.on_disk(move |app| Ok(app.registry.missing(&[(digest, size)]).is_empty())).await? {
+    let sender = caller.clone();
+    if app.on_disk(move |app| Ok(app.has_from(&sender, digest, size))).await? {
         return Ok(StatusCode::OK.into_response());
     }
     // What cannot be stored is refused before it is sent.
@@ -89,6 +90,7 @@ pub(crate) async fn blob(
         return Err(problem);
     }
     written?;
+    app.sent.note(&caller, digest);
     Ok(StatusCode::CREATED.into_response())
 }
 
@@ -130,6 +132,7 @@ pub(crate) async fn version(
     let published = app
         .on_disk(move |app| {
             let _permit = permit;
+            app.refuse_lacking(&caller, &offer)?;
             app.registry.enter_offer(&offer, &publication)
         })
         .await?;

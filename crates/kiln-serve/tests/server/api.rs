@@ -297,6 +297,57 @@ fn a_version_is_pushed_and_pulled_and_only_what_is_missing_moves() {
     );
 }
 
+/// To know the digest of a blob is not to have it: who cannot read an image cannot make it his by naming its blobs.
+#[test]
+fn who_publishes_to_a_closed_server_names_no_blobs_of_images_that_he_cannot_read() {
+    const OTHER: &str = "kiln_other";
+    let digest = Digest::of(OTHER.as_bytes());
+    let entry = format!("[[token]]\nname = \"o\"\nsha256 = \"{digest}\"\nimages = [\"db\"]\nallow = [\"publish\"]\n");
+    let server = Serving::with("closed", Some(tokens(false) + &entry));
+    let here = Scratch::new("closed-here");
+    let mine = here.registry();
+    for (build, content, version) in [("b-1", "one", "1.0.0"), ("b-2", "two", "1.1.0")] {
+        let mut artifact = artifact(&here.0.join(version), build, content);
+        artifact.image = "db".parse().unwrap();
+        mine.publish(&artifact, &here.0.join(version), &fixed(version), &Quiet).unwrap();
+    }
+    let record = |version: &str| mine.record(&select(&format!("db@{version}"))).unwrap();
+    let of_web = server.registry.record(&select("web@1.0.0")).unwrap();
+    let manifest = fs::read(server.registry.blob(&of_web.manifest.digest)).unwrap();
+    let blobs = server.registry.blobs_of(&manifest).unwrap();
+
+    // Asked, and offered without being asked.
+    let asked: Vec<_> = blobs.iter().map(|(digest, size)| json!({ "digest": digest, "size": size })).collect();
+    let question = json!({ "blobs": asked }).to_string();
+    let missing = |token, image| {
+        let (status, answer) = server.post(token, &format!("/api/v1/images/{image}/missing"), &question);
+        assert_eq!(status, 200, "{answer}");
+        answer["missing"].as_array().unwrap().len()
+    };
+    assert_eq!((missing(OTHER, "db"), missing(PUBLISHER, "web")), (blobs.len(), 0));
+    let artifact = record("1.0.0").artifact;
+    let offer = wire::Offer {
+        manifest: of_web.manifest.clone(),
+        artifact,
+        version: "1.0.0".to_owned(),
+        by: None,
+        attestations: Vec::new(),
+    };
+    let offer = serde_json::to_string(&offer).unwrap();
+    let (status, refused) = server.post(OTHER, "/api/v1/images/db/versions", &offer);
+    assert_eq!((status, &refused["missing"]), (409, &json!([of_web.manifest.digest])), "{refused}");
+
+    // Who has the bytes publishes them, though they are there: all are sent, and of the next version what differs.
+    let push =
+        |version: &str| runtime().block_on(remote(&server, Some(OTHER)).push(&record(version), &mine, "ada")).unwrap();
+    let first = push("1.0.0");
+    assert!(!first.already && first.sent == first.whole, "{first:?}");
+    let second = push("1.1.0");
+    assert!(!second.already && second.sent < second.whole, "{second:?}");
+    assert_eq!(push("1.1.0").sent, 0);
+    assert_eq!(missing(OTHER, "db"), 0);
+}
+
 #[test]
 fn another_disk_under_the_same_version_is_refused_on_both_ways() {
     let server = Serving::new("conflict");

@@ -1,0 +1,108 @@
+//! Which blobs a publisher may use on a server that not everybody reads: those of images that it may read, and those whose bytes it
+//! has sent. To know a digest is not to have the blob.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Mutex, PoisonError},
+};
+
+use kiln_core::{Digest, ImageName};
+use kiln_registry::{Offer, RegistryError};
+
+use crate::{
+    access::{Caller, Scope},
+    state::App,
+};
+
+/// Versions that are looked through for blobs: of the image itself, and of all others together. What stands only in older ones is
+/// sent again.
+const NEWEST: usize = 64;
+const OTHERS: usize = 192;
+/// Blobs that are remembered for one token: a disk of a TiB has as many. What was forgotten is sent again.
+const SENT: usize = 1 << 18;
+
+/// What came with which token, by the token's hash. A server that starts anew knows nothing, and is sent it again.
+#[derive(Debug, Default)]
+pub(crate) struct Sent(Mutex<HashMap<Digest, HashSet<Digest>>>);
+
+impl Sent {
+    pub(crate) fn note(&self, caller: &Caller, blob: Digest) {
+        let Some(token) = caller.token_hash() else { return };
+        let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let blobs = sent.entry(token).or_default();
+        if blobs.len() >= SENT {
+            blobs.clear();
+        }
+        blobs.insert(blob);
+    }
+
+    /// Takes out of `blobs` what came with this token.
+    fn strike(&self, caller: &Caller, blobs: &mut HashSet<Digest>) {
+        let sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sent) = caller.token_hash().and_then(|token| sent.get(&token)) {
+            blobs.retain(|blob| !sent.contains(blob));
+        }
+    }
+}
+
+impl App {
+    /// Those of `blobs` that this publisher of `image` has to send.
+    pub(crate) fn lacking(
+        &self,
+        caller: &Caller,
+        image: &ImageName,
+        blobs: &[(Digest, u64)],
+    ) -> Result<Vec<Digest>, RegistryError> {
+        let mut missing = self.registry.missing(blobs);
+        if self.tokens.public() {
+            return Ok(missing);
+        }
+        let absent: HashSet<_> = missing.iter().copied().collect();
+        let mut here: HashSet<_> = blobs.iter().map(|(blob, _)| *blob).filter(|blob| !absent.contains(blob)).collect();
+        self.sent.strike(caller, &mut here);
+        if here.is_empty() {
+            return Ok(missing);
+        }
+        // An image that nobody has published yet, or that is unreadable, names nothing.
+        let strike = |image: &ImageName, here: &mut HashSet<_>, most| {
+            self.registry.strike_named(image, here, most).unwrap_or_default()
+        };
+        strike(image, &mut here, NEWEST);
+        let mut left = OTHERS;
+        for other in self.index.images()?.into_iter().map(|summary| summary.image) {
+            if here.is_empty() || left == 0 {
+                break;
+            }
+            if other != *image && caller.may(Scope::Read, &other) {
+                left -= strike(&other, &mut here, left.min(NEWEST));
+            }
+        }
+        missing.extend(blobs.iter().map(|(blob, _)| *blob).filter(|blob| here.remove(blob)));
+        Ok(missing)
+    }
+
+    /// Whether a blob that this publisher is about to send is here and known to come from it already. Who sends has asked before
+    /// what is missing, so that nothing further is looked at.
+    pub(crate) fn has_from(&self, caller: &Caller, digest: Digest, size: u64) -> bool {
+        let mut unproven = HashSet::from([digest]);
+        self.sent.strike(caller, &mut unproven);
+        (self.tokens.public() || unproven.is_empty()) && self.registry.missing(&[(digest, size)]).is_empty()
+    }
+
+    /// Refuses an offer that names what this publisher lacks. Manifests first: what stands in one is for those who have it.
+    pub(crate) fn refuse_lacking(&self, caller: &Caller, offer: &Offer) -> Result<(), RegistryError> {
+        if self.tokens.public() {
+            return Ok(());
+        }
+        let image = &offer.artifact.image;
+        let refuse = |blobs: &[_]| match self.lacking(caller, image, blobs)? {
+            missing if missing.is_empty() => Ok(()),
+            missing => Err(RegistryError::Incomplete { image: image.clone(), missing }),
+        };
+        let statements = offer.attestations.iter().map(|said| &said.manifest);
+        let manifests: Vec<_> =
+            std::iter::once(&offer.manifest).chain(statements).map(|blob| (blob.digest, blob.size)).collect();
+        refuse(&manifests)?;
+        refuse(&self.registry.offer_blobs(offer)?)
+    }
+}
