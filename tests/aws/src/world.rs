@@ -81,6 +81,8 @@ impl Progress {
 #[derive(Debug, Default)]
 pub(crate) struct Region {
     pub(crate) images: BTreeMap<String, Image>,
+    /// Images that were deregistered a moment ago, with their tags.
+    pub(crate) leaving: BTreeMap<String, (Image, Tags)>,
     pub(crate) snapshots: BTreeMap<String, Snapshot>,
     pub(crate) volumes: BTreeMap<String, Volume>,
     pub(crate) instances: BTreeMap<String, Instance>,

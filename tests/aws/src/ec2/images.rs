@@ -42,6 +42,8 @@ pub(crate) struct Image {
     pub(crate) created: Moment,
     pub(crate) progress: Progress,
     pub(crate) disabled: bool,
+    /// It was deregistered, and is listed for so many reads all the same.
+    pub(crate) gone: Option<u32>,
     /// Until then, everybody who may launch it also finds it.
     pub(crate) deprecation: Option<Moment>,
     pub(crate) protection: Protection,
@@ -86,6 +88,7 @@ impl Image {
             created: world.now(),
             progress: Progress::DONE,
             disabled: false,
+            gone: None,
             deprecation: None,
             protection: Protection::None,
             launch: BTreeSet::from([("group", "all".to_owned())]),
@@ -115,6 +118,7 @@ impl Image {
 
     pub(crate) fn state(&self) -> &'static str {
         match self.progress.stage() {
+            _ if self.gone.is_some() => "deregistered",
             Stage::Waiting => "pending",
             Stage::Failed => "failed",
             Stage::Ready if self.disabled => "disabled",

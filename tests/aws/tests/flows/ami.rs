@@ -1,7 +1,7 @@
 //! A version becomes an AMI: right, complete, and only what changed is sent.
 
 use kiln_aws::{AwsError, Place, Sharing};
-use kiln_aws_tests::{Fake, Fault, Schedule};
+use kiln_aws_tests::{Fake, Fault, Pace, Schedule};
 
 use crate::bench::{self, Bench, REGIONS};
 
@@ -145,6 +145,8 @@ async fn an_ami_that_somebody_deregistered_is_made_again() {
     let bench = Bench::new("deregistered");
     let disk = bench.publish("1.0.0", &bench::disk(1, 10));
     let first = bench.ami("1.0.0").await.unwrap();
+    // For a while it is still listed, and so it is nothing.
+    bench.fake.pace(Pace { hidden: 3, ..Pace::default() });
     bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "DeregisterImage", &[("ImageId", &first.ami)]).unwrap();
     let second = bench.ami("1.0.0").await.unwrap();
     assert_ne!(second.ami, first.ami);

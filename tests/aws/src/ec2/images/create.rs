@@ -78,6 +78,7 @@ pub(crate) fn create(
         created: world.now(),
         progress: world.progress(),
         disabled: false,
+        gone: None,
         deprecation: None,
         protection: Protection::None,
         launch: BTreeSet::new(),

@@ -74,6 +74,11 @@ pub(crate) fn describe(world: &mut World, mut form: Form, xml: &mut Xml) -> Resu
     }
     let (shown, next) = page.cut(found);
     for (image, _) in shown.iter().filter(|(image, _)| image.owner == account) {
+        if image.gone == Some(1) {
+            world.here().leaving.remove(&image.id);
+        } else if let Some((leaving, _)) = world.here().leaving.get_mut(&image.id) {
+            leaving.gone = leaving.gone.map(|reads| reads - 1);
+        }
         if let Some(image) = world.here().images.get_mut(&image.id) {
             image.progress.look();
         }
@@ -89,7 +94,10 @@ impl World {
     /// Every image that the caller may launch, with its tags.
     fn images_in_sight(&self) -> Vec<(Image, Tags)> {
         let near = self.regions.iter().filter(|((region, _), _)| *region == self.region);
-        let all = near.flat_map(|(_, region)| region.images.values().map(|image| (image, region.tags(&image.id))));
+        let all = near.flat_map(|(_, region)| {
+            let there = region.images.values().map(|image| (image, region.tags(&image.id)));
+            there.chain(region.leaving.values().map(|(image, tags)| (image, tags.clone())))
+        });
         let visible = all.filter(|(image, _)| image.may_launch(&self.account));
         visible.map(|(image, tags)| (image.clone(), tags)).collect()
     }

@@ -31,7 +31,11 @@ pub(crate) fn deregister(world: &mut World, mut form: Form, xml: &mut Xml) -> Re
         return Err(Refusal::client("OperationNotPermitted", message));
     }
     let snapshots: Vec<String> = image.snapshots().map(str::to_owned).collect();
-    world.here().images.remove(&id);
+    let reads = world.pace.hidden;
+    let (tags, image) = (world.here().tags(&id), world.here().images.remove(&id));
+    if let Some(image) = image.filter(|_| reads > 0) {
+        world.here().leaving.insert(id.clone(), (Image { gone: Some(reads), ..image }, tags));
+    }
     world.forget(&id);
     xml.text("return", true);
     if with_snapshots {

@@ -35,6 +35,7 @@ pub(crate) fn register(world: &mut World, mut form: Form, xml: &mut Xml) -> Resu
         created: world.now(),
         progress: world.progress(),
         disabled: false,
+        gone: None,
         deprecation: None,
         protection: Protection::None,
         launch: BTreeSet::new(),
