@@ -155,38 +155,43 @@ impl Registry {
         Ok(named.map(|listed| listed.version.clone()))
     }
 
-    /// Takes out of `blobs` what the newest versions of `image` name, at most `most` of them. How many were looked at.
-    pub fn strike_named(
-        &self,
-        image: &ImageName,
-        blobs: &mut HashSet<Digest>,
-        most: usize,
-    ) -> Result<usize, RegistryError> {
-        let head = self.head(image)?;
-        for (looked, listed) in head.versions.iter().take(most).enumerate() {
+    /// Takes out of `blobs` what the newest versions of `image` name, at most `most` of them. How many were looked at; what cannot be
+    /// read names nothing.
+    pub fn strike_named(&self, image: &ImageName, blobs: &mut HashSet<Digest>, most: usize) -> usize {
+        let Ok(head) = self.read_head(image) else { return 0 };
+        let looked = head.versions.iter().take(most).take_while(|listed| {
             if blobs.is_empty() {
-                return Ok(looked);
+                return false;
             }
-            for named in self.named(image, listed).unwrap_or_default() {
-                blobs.remove(&named);
+            if let Ok(record) = self.listed_record(image, listed) {
+                for named in
+                    self.named_by_record(&record).iter().chain(self.named_by_manifest(&record).iter().flatten())
+                {
+                    blobs.remove(named);
+                }
             }
-        }
-        Ok(head.versions.len().min(most))
+            true
+        });
+        looked.count()
     }
 
+    /// In stages: what stands in a record is known however its manifest fares.
     fn is_named(&self, image: &ImageName, listed: &Listed, digest: &Digest) -> bool {
-        self.named(image, listed).is_some_and(|named| named.contains(digest))
+        let Ok(record) = self.listed_record(image, listed) else { return false };
+        self.named_by_record(&record).contains(digest)
+            || self.named_by_manifest(&record).is_some_and(|named| named.contains(digest))
     }
 
-    /// Every blob that a version names, if it can be read.
-    fn named(&self, image: &ImageName, listed: &Listed) -> Option<Vec<Digest>> {
-        let record = self.listed_record(image, listed).ok()?;
-        let manifest = self.blob_bytes(&record.manifest).ok()?;
+    fn named_by_record(&self, record: &Record) -> Vec<Digest> {
         let mut named = vec![record.manifest.digest];
         named.extend(record.artifact.files.iter().map(|file| file.sha256));
         named.extend(self.statement_blobs(&record.attestations).into_iter().flatten().map(|(blob, _)| blob));
-        named.extend(Content::blobs_of(&manifest).ok()?.into_iter().map(|blob| blob.digest));
-        Some(named)
+        named
+    }
+
+    fn named_by_manifest(&self, record: &Record) -> Option<Vec<Digest>> {
+        let manifest = self.blob_bytes(&record.manifest).ok()?;
+        Some(Content::blobs_of(&manifest).ok()?.into_iter().map(|blob| blob.digest).collect())
     }
 }
 

@@ -103,6 +103,7 @@ fn representation(app: &App, record: &Record, format: &str, immutable: bool) -> 
             immutable,
             file_name,
             held: None,
+            permit: None,
         });
     }
     let Some(stored) = record.file(format) else {
@@ -121,6 +122,7 @@ fn representation(app: &App, record: &Record, format: &str, immutable: bool) -> 
         immutable,
         file_name,
         held: None,
+        permit: None,
     })
 }
 
@@ -168,6 +170,7 @@ async fn checksum(
         immutable,
         file_name: None,
         held: None,
+        permit: None,
     };
     found.answer(app, method, headers).await
 }

@@ -234,17 +234,21 @@ pub(crate) async fn blob_of(
             if closed && !app.names_blob(&image, &blob)? {
                 return Ok(None);
             }
-            let Ok(stored) = app.registry.open_blob(&blob) else { return Ok(None) };
-            let size = stored.size();
-            if size <= SMALL {
-                let bytes = app.registry.small_blob(&blob, SMALL)?;
-                return Ok(bytes.map(|bytes| (Source::Memory(Bytes::from(bytes)), size)));
-            }
-            Ok(Some((Source::Blob(Arc::new(stored), blob), size)))
+            Ok(app.registry.open_blob(&blob).ok())
         })
         .await?;
-    let Some((source, size)) = found else { return Ok(None) };
+    let Some(stored) = found else { return Ok(None) };
+    let size = stored.size();
+    let (mut source, mut permit) = (Source::Blob(Arc::new(stored), blob), None);
+    // A small one is compared before its first byte is sent, and held in memory as a whole. Nothing of it goes out for a HEAD, and
+    // seldom for who has it already.
+    if size <= SMALL && *method == Method::GET && !headers.contains_key(header::IF_NONE_MATCH) {
+        permit = Some(app.place_to_download().await?);
+        let Some(bytes) = app.on_disk(move |app| app.registry.small_blob(&blob, SMALL)).await? else { return Ok(None) };
+        source = Source::Memory(Bytes::from(bytes));
+    }
     let answer = representation(source, (digest, size), "application/octet-stream", true);
+    let answer = Representation { permit, ..answer };
     let mut response = answer.answer(app, method, headers).await?;
     content_digest(&mut response, &digest);
     Ok(Some(response))
@@ -314,6 +318,7 @@ fn representation(
         immutable,
         file_name: None,
         held: None,
+        permit: None,
     }
 }
 

@@ -16,69 +16,77 @@ use crate::{
 
 /// Versions that are looked through for blobs: of the image itself, and of all others together. What stands only in older ones is
 /// sent again.
-const NEWEST: usize = 64;
-const OTHERS: usize = 192;
-/// Blobs that are remembered for one token: a disk of a TiB has as many. What was forgotten is sent again.
+const NEWEST: usize = 32;
+const OTHERS: usize = 32;
+/// Blobs that are remembered for one token, twice: a disk of a TiB has as many. What was forgotten is sent again.
 const SENT: usize = 1 << 18;
 
 /// What came with which token, by the token's hash. A server that starts anew knows nothing, and is sent it again.
 #[derive(Debug, Default)]
-pub(crate) struct Sent(Mutex<HashMap<Digest, HashSet<Digest>>>);
+pub(crate) struct Sent(Mutex<HashMap<Digest, Came>>);
+
+/// Blobs of one token. When there are too many, the older half is forgotten.
+#[derive(Debug, Default)]
+struct Came {
+    new: HashSet<Digest>,
+    old: HashSet<Digest>,
+}
 
 impl Sent {
-    pub(crate) fn note(&self, caller: &Caller, blob: Digest) {
-        let Some(token) = caller.token_hash() else { return };
+    fn note(&self, token: Digest, blob: Digest, in_force: impl Fn(&Digest) -> bool) {
         let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let blobs = sent.entry(token).or_default();
-        if blobs.len() >= SENT {
-            blobs.clear();
+        if !sent.contains_key(&token) {
+            sent.retain(|token, _| in_force(token));
         }
-        blobs.insert(blob);
+        let came = sent.entry(token).or_default();
+        if came.new.len() >= SENT {
+            came.old = std::mem::take(&mut came.new);
+        }
+        came.new.insert(blob);
     }
 
     /// Takes out of `blobs` what came with this token.
     fn strike(&self, caller: &Caller, blobs: &mut HashSet<Digest>) {
         let sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sent) = caller.token_hash().and_then(|token| sent.get(&token)) {
-            blobs.retain(|blob| !sent.contains(blob));
+        if let Some(came) = caller.token_hash().and_then(|token| sent.get(&token)) {
+            blobs.retain(|blob| !came.new.contains(blob) && !came.old.contains(blob));
         }
     }
 }
 
 impl App {
-    /// Those of `blobs` that this publisher of `image` has to send.
+    /// Remembers who sent a blob, where that matters.
+    pub(crate) fn note_sent(&self, caller: &Caller, blob: Digest) {
+        if let Some(token) = caller.token_hash().filter(|_| !self.tokens.public()) {
+            self.sent.note(token, blob, |token| self.tokens.has(token));
+        }
+    }
+
+    /// Those of `blobs` that this publisher of `image` has to send, in their order: whether one is here for others does not show.
     pub(crate) fn lacking(
         &self,
         caller: &Caller,
         image: &ImageName,
         blobs: &[(Digest, u64)],
     ) -> Result<Vec<Digest>, RegistryError> {
-        let mut missing = self.registry.missing(blobs);
+        let missing = self.registry.missing(blobs);
         if self.tokens.public() {
             return Ok(missing);
         }
-        let absent: HashSet<_> = missing.iter().copied().collect();
-        let mut here: HashSet<_> = blobs.iter().map(|(blob, _)| *blob).filter(|blob| !absent.contains(blob)).collect();
+        let mut lacking: HashSet<_> = missing.into_iter().collect();
+        let mut here: HashSet<_> = blobs.iter().map(|(blob, _)| *blob).filter(|blob| !lacking.contains(blob)).collect();
         self.sent.strike(caller, &mut here);
-        if here.is_empty() {
-            return Ok(missing);
-        }
-        // An image that nobody has published yet, or that is unreadable, names nothing.
-        let strike = |image: &ImageName, here: &mut HashSet<_>, most| {
-            self.registry.strike_named(image, here, most).unwrap_or_default()
-        };
-        strike(image, &mut here, NEWEST);
+        self.registry.strike_named(image, &mut here, NEWEST);
         let mut left = OTHERS;
-        for other in self.index.images()?.into_iter().map(|summary| summary.image) {
+        let others = if here.is_empty() { Vec::new() } else { self.registry.names()? };
+        for other in others.iter().filter(|other| *other != image && caller.may(Scope::Read, other)) {
             if here.is_empty() || left == 0 {
                 break;
             }
-            if other != *image && caller.may(Scope::Read, &other) {
-                left -= strike(&other, &mut here, left.min(NEWEST));
-            }
+            left -= self.registry.strike_named(other, &mut here, left);
         }
-        missing.extend(blobs.iter().map(|(blob, _)| *blob).filter(|blob| here.remove(blob)));
-        Ok(missing)
+        lacking.extend(here);
+        Ok(blobs.iter().map(|(blob, _)| *blob).filter(|blob| lacking.remove(blob)).collect())
     }
 
     /// Whether a blob that this publisher is about to send is here and known to come from it already. Who sends has asked before

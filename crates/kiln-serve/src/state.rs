@@ -6,14 +6,14 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use kiln_core::{Digest, ImageName, Version};
 use kiln_index::Index;
 use kiln_io::time::Clock;
 use kiln_registry::{Pieces, Record, Registry, RegistryError, View};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     comparisons::Comparisons, dashboard::Sessions, holds::Holds, metrics::Metrics, problem::Problem, proven::Sent,
@@ -26,6 +26,8 @@ const PIECES: usize = 64 << 20;
 pub(crate) const STREAMS: usize = 64;
 /// Listeners to events at once. Each looks at the registry every second.
 const LISTENERS: usize = 64;
+/// Publishers whose blobs are looked for at once.
+const ASKING: usize = 4;
 /// Files whose places are known: about 40 bytes for each chunk of the disk.
 const VIEWS: usize = 16;
 /// Chunks of all the views together; 8 million are 500 GiB of disks.
@@ -51,6 +53,8 @@ pub(crate) struct App {
     /// The turn to make a sum that nobody recorded, which reads a whole disk: one at a time, and none in the place of a download.
     pub(crate) summing: Arc<Semaphore>,
     pub(crate) listeners: Arc<Semaphore>,
+    /// Publishers whose blobs are looked for at once, which reads many manifests.
+    pub(crate) asking: Semaphore,
     /// Reads that run at once, over all downloads: more threads would not be quicker, and each holds a piece.
     pub(crate) readers: Arc<Semaphore>,
     pub(crate) metrics: Metrics,
@@ -95,6 +99,7 @@ impl App {
             streams: Arc::new(Semaphore::new(STREAMS)),
             summing: Arc::new(Semaphore::new(1)),
             listeners: Arc::new(Semaphore::new(LISTENERS)),
+            asking: Semaphore::new(ASKING),
             readers: Arc::new(Semaphore::new(2 * thread::available_parallelism().map_or(2, usize::from))),
             metrics: Metrics::default(),
             sessions: Sessions::default(),
@@ -161,6 +166,13 @@ impl App {
         if sums.len() < 10_000 {
             sums.insert((record.manifest.digest, format.to_owned()), sum);
         }
+    }
+
+    /// A place among the downloads that run at once, or that there is none.
+    pub(crate) async fn place_to_download(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let waiting = Arc::clone(&self.streams).acquire_owned();
+        let place = tokio::time::timeout(Duration::from_secs(10), waiting).await;
+        place.map_err(|_| Problem::busy())?.map_err(|_| Problem::busy())
     }
 
     /// Does `work` on a thread that may wait for the disk.

@@ -54,6 +54,8 @@ pub(crate) struct Representation {
     pub(crate) file_name: Option<String>,
     /// Keeps the version from being removed while it is sent.
     pub(crate) held: Option<Arc<Lease>>,
+    /// The place among the downloads, when it had to be taken before the bytes were read.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -104,12 +106,9 @@ impl Representation {
         if method == Method::HEAD {
             return Ok(response);
         }
-        let permit = if let Source::Memory(_) = &self.source {
-            None
-        } else {
-            let waiting = Arc::clone(&app.streams).acquire_owned();
-            let permit = tokio::time::timeout(std::time::Duration::from_secs(10), waiting).await;
-            Some(permit.map_err(|_| Problem::busy())?.map_err(|_| Problem::busy())?)
+        let permit = match (self.permit, &self.source) {
+            (None, Source::View(_) | Source::Blob(..)) => Some(app.place_to_download().await?),
+            (permit, _) => permit,
         };
         let whole = length == self.size && response.status() == StatusCode::OK;
         *response.body_mut() = body(Arc::clone(app), self.source, parts, whole, (permit, self.held));

@@ -9,6 +9,7 @@ use std::{
 };
 
 use axum::http::HeaderMap;
+use kiln_core::Digest;
 use kiln_io::time::Clock;
 
 use crate::{
@@ -85,6 +86,11 @@ impl TokensFile {
     /// Whether reading needs no token.
     pub(crate) fn public(&self) -> bool {
         self.now().public
+    }
+
+    /// Whether somebody has the token of this hash now.
+    pub(crate) fn has(&self, hash: &Digest) -> bool {
+        self.now().tokens.iter().any(|token| token.sha256 == *hash)
     }
 
     /// Whether nobody has a token.

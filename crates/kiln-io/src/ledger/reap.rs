@@ -13,7 +13,7 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 
-use super::{Bounds, Ledger, LedgerError, Outstanding, Resource, is_claimed, read};
+use super::{Bounds, Ledger, LedgerError, Outstanding, Resource, is_owned, read};
 use crate::{dirs::Dirs, process::Identity};
 
 /// How long a killed process may take to be gone; only one stuck in the kernel takes longer than an instant.
@@ -90,7 +90,7 @@ fn look(dirs: &Dirs, build: &str) -> Option<BuildReport> {
         Err(error) => Some(report(Condition::Unreadable(error.to_string()), Vec::new())),
         Ok(journal) if journal.outstanding.is_empty() => None,
         Ok(journal) => {
-            let condition = match (journal.owner.alive() || is_claimed(&directory), journal.kept) {
+            let condition = match (is_owned(&directory, &journal), journal.kept) {
                 (true, _) => Condition::Alive,
                 (false, true) => Condition::Kept,
                 (false, false) => Condition::Interrupted,

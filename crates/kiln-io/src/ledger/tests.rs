@@ -118,6 +118,7 @@ fn an_interrupted_build_is_released_newest_first_and_again_without_harm() {
     let text = fs::read_to_string(ledger.directory().join(FILE)).unwrap();
     let dead = text.replace(&format!("\"pid\":{}", std::process::id()), "\"pid\":4000000");
     fs::write(ledger.directory().join(FILE), dead).unwrap();
+    drop(ledger);
     let reports = reap(&dirs, &Choice::default()).unwrap();
     assert_eq!(reports[0].summary(), "2 overlays, 1 work directory");
     assert_eq!((reports[0].released, reports[0].failed.len()), (3, 0));

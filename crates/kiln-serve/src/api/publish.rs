@@ -1,4 +1,5 @@
-//! Publishing: which blobs are missing, the blobs, then the version. Nothing is remembered between the requests.
+//! Publishing: which blobs are missing, the blobs, then the version. Nothing is remembered between the requests but, where not
+//! everybody reads, who sent which blob.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -32,6 +33,7 @@ pub(crate) async fn missing(
     let (caller, image) = allowed(&app, &headers, Scope::Publish, &image)?;
     let wire::Blobs { blobs } = body::json(request, LONGEST_QUESTION).await?;
     let blobs: Vec<_> = blobs.into_iter().map(|blob| (blob.digest, blob.size)).collect();
+    let _turn = app.asking.acquire().await.map_err(|_| Problem::busy())?;
     let missing = app.on_disk(move |app| app.lacking(&caller, &image, &blobs)).await?;
     json(&wire::Missing { missing })
 }
@@ -90,7 +92,7 @@ pub(crate) async fn blob(
         return Err(problem);
     }
     written?;
-    app.sent.note(&caller, digest);
+    app.note_sent(&caller, digest);
     Ok(StatusCode::CREATED.into_response())
 }
 

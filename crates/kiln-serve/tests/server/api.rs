@@ -325,6 +325,13 @@ fn who_publishes_to_a_closed_server_names_no_blobs_of_images_that_he_cannot_read
         answer["missing"].as_array().unwrap().len()
     };
     assert_eq!((missing(OTHER, "db"), missing(PUBLISHER, "web")), (blobs.len(), 0));
+    // What is there and what is not look alike.
+    let mixed = [blobs[0].0, Digest::of(b"nowhere"), blobs[1].0, Digest::of(b"nowhere")];
+    let size = |n: usize| if n % 2 == 0 { blobs[n / 2].1 } else { 7 };
+    let sized = mixed.iter().enumerate().map(|(n, digest)| json!({ "digest": digest, "size": size(n) }));
+    let question = json!({ "blobs": sized.collect::<Vec<_>>() }).to_string();
+    let answer = server.post(OTHER, "/api/v1/images/db/missing", &question).1;
+    assert_eq!(answer["missing"], json!([mixed[0], mixed[1], mixed[2]]));
     let artifact = record("1.0.0").artifact;
     let offer = wire::Offer {
         manifest: of_web.manifest.clone(),

@@ -65,7 +65,7 @@ async fn follow(reader: &mut Reader, build: &Build) -> Result<(), Failure> {
     let state = std::cell::RefCell::new(reader);
     let ended = poll_until(&SystemClock::new(), policy, &CancellationToken::new(), || async {
         // Asked before the file is read: what a build wrote before it went away is still shown.
-        let alive = ledger::read(&build.directory).is_ok_and(|journal| journal.owner.alive());
+        let alive = ledger::read(&build.directory).is_ok_and(|journal| ledger::is_owned(&build.directory, &journal));
         let mut reader = state.borrow_mut();
         match reader.drain() {
             Ok(()) if reader.ended || !alive => Attempt::Done(alive || reader.ended),
