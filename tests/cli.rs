@@ -22,12 +22,13 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use kiln_tests::home::{Home, Ran, kiln, repository};
 
-const VERBS: [&str; 55] = [
+const VERBS: [&str; 56] = [
     "build",
     "validate",
     "plan",
     "schema",
     "fmt",
+    "provisioners",
     "images",
     "show",
     "sbom",

@@ -82,6 +82,9 @@ fn a_directory_of_templates_is_planned_as_one() {
         let circle = kiln(&user, verb, "", &[]).ends_with(2).stderr;
         assert!(circle.contains("in a circle") && circle.contains("`root` has `two` as its base"), "{circle}");
     }
+    // A version of its own that is published is no circle, and without a registry nobody knows what is.
+    write(&user, "root", "base.image = 'two@1.4.0'");
+    kiln(&user, "validate", "", &[]).ends_with(0);
     write(&user, "another", "");
     let path = user.path("templates/another/template.toml");
     fs::write(&path, "base.debian.suite = 'bookworm'\n[image]\nname = 'one'\n").unwrap();

@@ -86,7 +86,8 @@ impl Instance {
             catalog: PathBuf::new(),
         };
         let entry = ledger.acquire("EC2 instance", Resource::Remote(remote.clone()))?;
-        let tags = tags(format!("kiln {}", wanted.image), wanted.image, wanted.build, &remote.intent);
+        let name = format!("kiln {}", wanted.image);
+        let tags = tags(name, wanted.image, wanted.build, &remote.intent, &wanted.machine.tags);
         let mut known = Vec::new();
         let made = async {
             let key = region.import_key(&remote.intent, wanted.login, &tags).await?;
@@ -195,10 +196,10 @@ impl Instance {
     }
 
     fn tags(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([
-            ("Name".to_owned(), format!("kiln {}", self.remote.subject)),
-            (TAG.to_owned(), self.remote.intent.clone()),
-        ])
+        let mut tags = BTreeMap::from([("Name".to_owned(), format!("kiln {}", self.remote.subject))]);
+        tags.extend(self.machine.tags.clone());
+        tags.insert(TAG.to_owned(), self.remote.intent.clone());
+        tags
     }
 }
 
@@ -223,9 +224,17 @@ pub(crate) fn no_catalog(_: &Path, _: &ImageName) -> Result<Registry, String> {
     Err("what is made for a bake stands in no catalog".to_owned())
 }
 
-/// Everything that is made for a build, and goes with it, says for which.
-pub(crate) fn tags(name: String, image: &ImageName, build: &str, intent: &str) -> BTreeMap<String, String> {
+/// Everything that is made for a build, and goes with it, says for which; `own` are the template's.
+pub(crate) fn tags(
+    name: String,
+    image: &ImageName,
+    build: &str,
+    intent: &str,
+    own: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let tags =
         [("Name", name), ("kiln:image", image.to_string()), ("kiln:build", build.to_owned()), (TAG, intent.to_owned())];
-    tags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    let mut tags: BTreeMap<_, _> = tags.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    tags.extend(own.clone());
+    tags
 }

@@ -63,6 +63,9 @@ impl Patience {
     }
 }
 
+/// After so long without an answer it is told that there is none.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// The requests that make what somebody has to take away again.
 const MAKE: [&str; 6] =
     ["StartSnapshot", "RegisterImage", "RunInstances", "ImportKeyPair", "CreateSecurityGroup", "CreateSnapshot"];
@@ -161,6 +164,10 @@ impl Caller {
                     }
                     Trouble::Lost => {
                         lost.store(true, Ordering::Relaxed);
+                        let long = self.clock.monotonic().saturating_sub(began) >= SILENCE;
+                        if long && self.pace.unanswered() {
+                            self.watch.note(&self.region, Note::NoAnswer { problem: &error });
+                        }
                         Attempt::Again(error)
                     }
                     Trouble::Missing if age == Age::New && !self.is_late(began) => Attempt::Again(error),

@@ -31,7 +31,7 @@ pub enum AwsError {
     Stalled { what: String, region: String, state: String },
     #[error("the parameter `{name}` in {region} does not say {ami}: it was set, and says {} still", if now.is_empty() { "nothing" } else { now })]
     Parameter { name: String, region: String, ami: String, now: String },
-    #[error("{region} encrypts with {key} what names no key, and an AMI under that key cannot be {meant}")]
+    #[error("an AMI that `{key}` encrypts, in {region}, cannot be {meant}")]
     NotShareable { region: String, key: String, meant: &'static str },
     #[error("there is an AMI `{name}` in {region} already, {ami}, and its disk is not {disk}")]
     NameTaken { name: String, ami: String, region: String, disk: Digest },
@@ -98,7 +98,7 @@ impl AwsError {
                 "Systems Manager looks at the AMI before it takes it, and says in an event (`Parameter Store Change`) why it did not; the same command tries again".to_owned(),
             ),
             Self::NotShareable { .. } => Some(
-                "name a key of your own whose policy lets the others in, by region, or switch EBS encryption by default off there".to_owned(),
+                "to share it, name a key whose policy lets the others in, by region; a public one is not encrypted: name no key, and switch EBS encryption by default off there".to_owned(),
             ),
             Self::NameTaken { .. } => Some("give the image another version, or deregister that AMI".to_owned()),
             Self::OtherKey { .. } => Some(

@@ -63,7 +63,7 @@ pub trait Watch: Send + Sync + std::fmt::Debug {
 }
 
 /// One piece of news.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub enum Note<'a> {
     /// `blocks` of 512 KiB have to be written, `present` of them were already, on top of the snapshot of version `parent`.
     Uploading { blocks: usize, present: usize, parent: Option<&'a str> },
@@ -73,6 +73,8 @@ pub enum Note<'a> {
     Waiting { what: &'a str, progress: &'a str },
     /// Every block that was written was read back and is right.
     ReadBack { blocks: usize },
+    /// Nothing answers, or only that something is broken there; it is asked again, for minutes.
+    NoAnswer { problem: &'a AwsError },
     /// AWS asks for fewer requests.
     Throttled,
     /// Another kiln began this, and it goes on from there.

@@ -1,7 +1,10 @@
 //! How fast requests are sent: all who talk to one region slow down together when it throttles one of them.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,12 +18,14 @@ const SHORTEST: Duration = Duration::from_millis(5);
 pub(crate) struct Pace {
     mean: Mutex<Duration>,
     longest: Duration,
+    /// It was told that nothing answers.
+    silent: AtomicBool,
 }
 
 impl Pace {
     /// Never pauses for more than about `longest`.
     pub(crate) fn up_to(longest: Duration) -> Self {
-        Self { mean: Mutex::default(), longest }
+        Self { mean: Mutex::default(), longest, silent: AtomicBool::new(false) }
     }
 
     /// The pause before the next request, at random up to twice the mean so that those who were stopped together do not
@@ -38,8 +43,14 @@ impl Pace {
         first
     }
 
+    /// A request has had no answer for long. Says whether it is the first since one went through.
+    pub(crate) fn unanswered(&self) -> bool {
+        !self.silent.swap(true, Ordering::Relaxed)
+    }
+
     /// A request went through.
     pub(crate) fn answered(&self) {
+        self.silent.store(false, Ordering::Relaxed);
         let mut mean = self.mean.lock().unwrap_or_else(PoisonError::into_inner);
         let shorter = mean.mul_f64(0.9);
         *mean = if shorter < SHORTEST { Duration::ZERO } else { shorter };
@@ -60,6 +71,9 @@ mod tests {
         let longest = Duration::from_secs(5);
         let pace = Pace::up_to(longest);
         assert_eq!(pace.pause(), Duration::ZERO);
+        assert!(pace.unanswered() && !pace.unanswered());
+        pace.answered();
+        assert!(pace.unanswered());
         assert!(pace.throttled());
         assert!(!pace.throttled());
         for _ in 0..20 {

@@ -17,6 +17,7 @@ use crate::{
     image::{Found, boot_mode},
     intent::{self, Intent, TAG},
     retention::WITHDRAWN,
+    sharing::Under,
     trial::Tried,
     upload::{Disk, Parent, Wanted},
 };
@@ -76,6 +77,9 @@ struct Source<'a> {
     record: &'a Record,
     disk: Disk,
     boot_mode: BootModeValues,
+    /// Besides kiln's own.
+    tags: &'a BTreeMap<String, String>,
+    under: &'a Under,
     gone: &'a [Ami],
 }
 
@@ -129,14 +133,14 @@ impl Publisher<'_> {
             self.forget(&gone)?;
             return self.again(region, here, sharing).await;
         }
-        region.shareable(place.kms_key.as_deref(), sharing).await?;
+        let under = region.shareable(place.kms_key.as_deref(), sharing).await?;
         let (disk, boot_mode) = self.bootable(record)?;
         let intent = Intent::declare(self.dirs, self.ledger, region, &subject(record, place), self.catalog.to_owned())?;
         let (found, blocks) = if let Some(found) = region.find_image(record, &intent.id).await? {
             encrypted_as_asked(region, place, &found.ami, &[&found.kms_key])?;
             (found, None)
         } else {
-            let source = Source { record, disk, boot_mode, gone: &gone };
+            let source = Source { record, disk, boot_mode, tags: &sharing.tags, under: &under, gone: &gone };
             let (found, blocks) = self.make(region, place, &intent, &source).await?;
             (found, Some(blocks))
         };
@@ -147,7 +151,8 @@ impl Publisher<'_> {
             return self.again(region, here.clone(), sharing).await;
         }
         if found.intent.as_ref() != Some(&intent.id) {
-            let adopted = BTreeMap::from([(TAG.to_owned(), ADOPTED.to_owned())]);
+            let mut adopted = sharing.tags.clone();
+            adopted.insert(TAG.to_owned(), ADOPTED.to_owned());
             region.mark(&[&found.ami, &found.snapshot], &adopted).await?;
         }
         region.share(&found.ami, sharing).await?;
@@ -170,6 +175,9 @@ impl Publisher<'_> {
     /// It is there already; only what is set on it may be new, and it may have been withdrawn and enabled again.
     async fn again(&self, region: &Region, known: Ami, sharing: &Sharing) -> Outcome {
         region.restore(&known).await?;
+        if !sharing.tags.is_empty() {
+            region.mark(&[&known.ami, &known.snapshot], &sharing.tags).await?;
+        }
         region.share(&known.ami, sharing).await?;
         region.protect(&known.ami, sharing).await?;
         let Ami { account, ami, snapshot, .. } = known;
@@ -211,22 +219,26 @@ impl Publisher<'_> {
         intent: &Intent<'_>,
         source: &Source<'_>,
     ) -> Result<(Found, usize), AwsError> {
-        let Source { record, disk, boot_mode, gone } = source;
+        let Source { record, disk, boot_mode, tags: own, under, gone } = source;
         let kms_key = place.kms_key.as_deref();
-        let tags = intent::tags(record, &intent.id);
+        let mut tags = intent::tags(record, &intent.id);
+        tags.extend((*own).clone());
         for gone in *gone {
             // Only the AMI was deregistered: its snapshot was proven when it was made.
-            if let Some(snapshot) = region.kept_snapshot(gone).await? {
+            if let Some((snapshot, withdrawn)) = region.kept_snapshot(gone).await? {
                 encrypted_as_asked(region, place, &gone.ami, &[&gone.wanted_key, &gone.kms_key])?;
                 // Whoever deregisters this AMI, too, must find it again.
-                let mark = BTreeMap::from([(TAG.to_owned(), intent.id.clone())]);
+                let mut mark = (*own).clone();
+                mark.insert(TAG.to_owned(), intent.id.clone());
                 region.mark(&[&snapshot.id], &mark).await?;
-                region.unmark(&[&snapshot.id], WITHDRAWN).await?;
+                if withdrawn {
+                    region.unmark(&[&snapshot.id], WITHDRAWN).await?;
+                }
                 return Ok((region.register(record, &snapshot, boot_mode, &tags).await?, 0));
             }
         }
         let Artifact { image, version, .. } = &record.artifact;
-        let mut parents = parents(self.registry, region, image, Some(version), kms_key, &disk.layout)?;
+        let mut parents = parents(self.registry, region, image, Some(version), (kms_key, under), &disk.layout)?;
         parents.splice(..0, self.tried.and_then(|tried| tried.parent(region, kms_key, &disk.layout)));
         let wanted = Wanted { disk, tags: &tags, kms_key, parents: &parents };
         let (snapshot, blocks) = region.filled(intent, &wanted).await?;
@@ -275,7 +287,7 @@ pub(crate) fn parents(
     region: &Region,
     image: &ImageName,
     itself: Option<&Version>,
-    kms_key: Option<&str>,
+    (kms_key, under): (Option<&str>, &Under),
     disk: &Layout,
 ) -> Result<Vec<Parent>, AwsError> {
     let mut parents = Vec::new();
@@ -284,7 +296,7 @@ pub(crate) fn parents(
             continue;
         }
         let amis = registry.amis(image, &listed.version)?;
-        let here = amis.into_iter().find(|ami| {
+        let here = amis.into_iter().filter(|ami| under.takes(ami.kms_key.as_deref())).find(|ami| {
             (&ami.account, &ami.region, ami.wanted_key.as_deref()) == (&region.account, &region.name, kms_key)
         });
         let Some(ami) = here else { continue };

@@ -1,5 +1,7 @@
 //! Who may launch an AMI, until when it is offered, and how well it is protected.
 
+use std::collections::BTreeMap;
+
 use aws_sdk_ec2::{
     primitives::DateTime,
     types::{ImageAttributeName, LaunchPermission, LaunchPermissionModifications, PermissionGroup},
@@ -22,21 +24,47 @@ pub struct Sharing {
     pub deprecate_at: Option<u64>,
     /// It cannot be deregistered until somebody takes this off.
     pub protect: bool,
+    /// Tags of it and its snapshot besides those of kiln.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Under which keys a snapshot may be that another is to stand on.
+#[derive(Debug)]
+pub(crate) enum Under {
+    Any,
+    /// None, or this one.
+    Only(Option<String>),
+}
+
+impl Under {
+    pub(crate) fn takes(&self, key: Option<&str>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(only) => key.is_none() || key == only.as_deref(),
+        }
+    }
 }
 
 impl Region {
-    /// Refuses, before anything is sent, what could never be shared: encrypted by default under a key that no policy opens, or public.
-    pub(crate) async fn shareable(&self, kms_key: Option<&str>, sharing: &Sharing) -> Result<(), AwsError> {
-        if kms_key.is_some() || (sharing.with.is_empty() && !sharing.public) {
-            return Ok(());
-        }
-        let Some(key) = self.default_key().await? else { return Ok(()) };
-        let meant = match sharing.public {
-            true => "public",
-            false if key.ends_with(OWN_KEY) => "shared",
-            false => return Ok(()),
+    /// Refuses, before anything is sent, what could never be shared: encrypted under a key that no policy opens, or public. Else what
+    /// the snapshot may stand on, whose key it takes.
+    pub(crate) async fn shareable(&self, kms_key: Option<&str>, sharing: &Sharing) -> Result<Under, AwsError> {
+        let refused = |key: &str, meant| {
+            let (region, key) = (self.name.clone(), key.to_owned());
+            Err(AwsError::NotShareable { region, key, meant })
         };
-        Err(AwsError::NotShareable { region: self.name.clone(), key, meant })
+        if sharing.with.is_empty() && !sharing.public {
+            return Ok(Under::Any);
+        }
+        if let Some(key) = kms_key {
+            return if sharing.public { refused(key, "public") } else { Ok(Under::Any) };
+        }
+        match self.default_key().await? {
+            Some(key) if sharing.public => refused(&key, "public"),
+            Some(key) if key.ends_with(OWN_KEY) => refused(&key, "shared"),
+            key => Ok(Under::Only(key)),
+        }
     }
 
     /// The key that encrypts what names none. `None`: nothing is encrypted then, or it may not be asked.

@@ -4,6 +4,7 @@
 //! one nothing is sent any more.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -30,6 +31,7 @@ use crate::{
     intent::Intent,
     publish::parents,
     reconcile::Sweeping,
+    sharing::Under,
     upload::{Disk, Parent, Wanted},
 };
 
@@ -44,6 +46,8 @@ pub struct Trying<'a> {
     pub region: &'a str,
     /// ARN of the key that encrypts the snapshot.
     pub kms_key: Option<&'a str>,
+    /// Tags besides kiln's own.
+    pub tags: &'a BTreeMap<String, String>,
     /// Where the versions before are.
     pub registry: Option<&'a Registry>,
 }
@@ -95,10 +99,12 @@ impl Trial {
         let made = async {
             // Without versions before, or where they cannot be read, all of it is sent.
             let before = trying.registry;
-            let before =
-                before.map(|before| parents(before, &region, trying.image, None, trying.kms_key, &disk.layout));
+            let before = before.map(|before| {
+                parents(before, &region, trying.image, None, (trying.kms_key, &Under::Any), &disk.layout)
+            });
             let parents = before.and_then(Result::ok).unwrap_or_default();
-            let tags = tags(format!("kiln trial of {}", trying.image), trying.image, trying.build, &intent.id);
+            let name = format!("kiln trial of {}", trying.image);
+            let tags = tags(name, trying.image, trying.build, &intent.id, trying.tags);
             let wanted = Wanted { disk: &disk, tags: &tags, kms_key: trying.kms_key, parents: &parents };
             let (snapshot, _) = region.filled(&intent, &wanted).await?;
             let found = region.register_trial(&snapshot, &boots, &tags).await?;

@@ -12,7 +12,7 @@ pub struct Digest([u8; 32]);
 
 /// A text that is not `sha256:` followed by 64 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a digest of the form `sha256:<64 hex digits>`")]
+#[error("`{0}` is not a SHA-256: 64 hex digits, with or without `sha256:` before them")]
 pub struct InvalidDigest(pub String);
 
 impl Digest {

@@ -241,6 +241,11 @@ pub(crate) const EC2: &[Key] = &[
     ),
     optional("kms_key", Kind::String, "Encrypts the root volume; by default the account's key for EBS."),
     optional("profile", Kind::String, "Instance profile, by name or ARN: what the machine itself may do in AWS."),
+    optional(
+        "tags",
+        Kind::StringMap,
+        "Tags besides kiln's own on all that is made for the bake: instance, volume, snapshot, key pair, security group.",
+    ),
     optional("user_data", Kind::String, "User data for cloud-init (`#cloud-config` or a script), besides kiln's own."),
     with_default("ssh_port", Kind::Integer(1, 65535), "22", "Where the guest's SSH server listens."),
     with_default(
@@ -452,6 +457,7 @@ pub(crate) const AMI_TARGET: &[Key] = &[
         "How long after it was baked the version is offered: `180 days`. Instances still start from it after.",
     ),
     with_default("protect", Kind::Bool, "false", "They cannot be deregistered until somebody takes that off."),
+    optional("tags", Kind::StringMap, "Tags besides kiln's own on the AMIs and their snapshots: `{ team = \"web\" }`."),
     optional("channel", Kind::String, "The channel that points to the version once all required regions have it."),
     optional(
         "parameter",
@@ -500,6 +506,14 @@ pub(crate) const OPTION: &[Key] = &[
     with_default("required", Kind::Bool, "false", "Whether it must be given."),
     optional("default", Kind::Any, "Its value when it is not given. Without it the option is then unset."),
     optional("one_of", Kind::Strings, "The allowed values of a string."),
+    optional(
+        "pattern",
+        Kind::String,
+        "A regular expression that the whole of a string matches, or every string of a list or map.",
+    ),
+    optional("keys", Kind::String, "The same for the keys of a map."),
+    optional("min", Kind::Integer(i64::MIN, i64::MAX), "The least that an integer may be."),
+    optional("max", Kind::Integer(i64::MIN, i64::MAX), "The greatest that an integer may be."),
     // Fields are options again; `manifest` walks them itself.
     optional("fields", Kind::Any, "The fields of a table: `[options.<name>.fields.<field>]`, each like an option."),
 ];

@@ -11,6 +11,7 @@ pub mod duration;
 pub mod event;
 pub mod expression;
 pub mod facts;
+pub mod finding;
 pub mod format;
 mod keys;
 pub mod manifest;

@@ -1,6 +1,6 @@
 //! `provisioner.toml`: what a provisioner is, what it takes, where it runs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,34 @@ pub struct OptionSpec {
     pub default: Option<serde_json::Value>,
     /// The allowed values of a string; empty means any.
     pub one_of: Vec<String>,
+    /// A regular expression that the whole of every string in it matches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    /// The same for the keys of a map.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<String>,
+    /// The least and the greatest that an integer may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<i64>,
+}
+
+impl OptionSpec {
+    /// An optional one without a default that may be anything of its kind.
+    pub const fn new(kind: OptionKind, doc: String) -> Self {
+        Self {
+            kind,
+            doc,
+            required: false,
+            default: None,
+            one_of: Vec::new(),
+            pattern: None,
+            keys: None,
+            min: None,
+            max: None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,4 +98,40 @@ pub enum OptionKind {
     Map(Box<OptionKind>),
     /// A table with fixed fields.
     Table(BTreeMap<String, OptionSpec>),
+}
+
+impl OptionKind {
+    /// Whether this, or what it is a list or map of, is one of `kinds`.
+    fn holds(&self, kinds: &[Self]) -> bool {
+        match self {
+            Self::List(item) | Self::Map(item) => item.holds(kinds),
+            kind => kinds.contains(kind),
+        }
+    }
+
+    fn has_keys(&self) -> bool {
+        match self {
+            Self::List(item) => item.has_keys(),
+            kind => matches!(kind, Self::Map(_)),
+        }
+    }
+}
+
+/// As it is written in a manifest.
+impl fmt::Display for OptionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self {
+            Self::String => "string",
+            Self::Text => "text",
+            Self::Integer => "integer",
+            Self::Bool => "bool",
+            Self::Path => "path",
+            Self::Duration => "duration",
+            Self::Size => "size",
+            Self::Table(_) => "table",
+            Self::List(item) => return write!(f, "list<{item}>"),
+            Self::Map(item) => return write!(f, "map<{item}>"),
+        };
+        f.write_str(name)
+    }
 }

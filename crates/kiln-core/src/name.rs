@@ -78,6 +78,16 @@ name! {
     ChannelName, "a channel name", 64, ""
 }
 
+/// What stands for the newest version everywhere, and so can be called nothing else.
+pub const LATEST: &str = "latest";
+
+impl ChannelName {
+    /// Whether a channel may be made under this name: `latest` means something else, and what begins with a digit could be a version.
+    pub fn can_be_made(&self) -> bool {
+        self.as_str() != LATEST && self.as_str().starts_with(|c: char| c.is_ascii_lowercase())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

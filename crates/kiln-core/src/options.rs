@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use regex_lite::Regex;
 use serde_json::{Map, Value as Json};
 
 use crate::{
@@ -77,7 +78,60 @@ pub(crate) fn value(
         report.push(diagnostic, node.at, "");
         return None;
     }
-    Some(value)
+    allowed(report, node, &spec.kind, spec, what).then_some(value)
+}
+
+/// A regular expression for the whole of a text.
+pub(crate) fn whole(pattern: &str) -> Result<Regex, regex_lite::Error> {
+    Regex::new(&format!("^(?:{pattern})$"))
+}
+
+/// Refuses strings, keys and integers that the manifest does not allow. A table's fields have been looked at one by one.
+fn allowed(report: &mut Report, node: &Node, kind: &OptionKind, spec: &OptionSpec, what: &str) -> bool {
+    match kind {
+        OptionKind::String | OptionKind::Text => {
+            let Some(text) = node.text() else { return true };
+            text_allowed(report, node.at, &text, spec.pattern.as_deref(), spec, what)
+        }
+        OptionKind::Integer => {
+            let Value::Integer(number) = node.value else { return true };
+            let (low, high) = (spec.min.is_some_and(|min| number < min), spec.max.is_some_and(|max| number > max));
+            let wanted = match (spec.min, spec.max) {
+                _ if !low && !high => return true,
+                (Some(min), Some(max)) => format!("from {min} to {max}"),
+                (Some(min), None) => format!("at least {min}"),
+                (_, max) => format!("at most {}", max.unwrap_or(i64::MAX)),
+            };
+            report.error_with_help(node.at, format!("{what} must be {wanted}"), spec.doc.clone());
+            false
+        }
+        OptionKind::List(item) => {
+            let items = node.as_list().unwrap_or_default().iter().enumerate();
+            let item = |(index, node)| allowed(report, node, item, spec, &format!("item {} of {what}", index + 1));
+            items.map(item).fold(true, |all, one| all && one)
+        }
+        OptionKind::Map(item) => {
+            let mut all = true;
+            for (key, entry) in node.as_table().into_iter().flatten() {
+                let (named, pattern) = (format!("a key of {what}"), spec.keys.as_deref());
+                all &= text_allowed(report, entry.key, key, pattern, spec, &named);
+                all &= allowed(report, &entry.node, item, spec, &format!("`{key}` of {what}"));
+            }
+            all
+        }
+        OptionKind::Bool | OptionKind::Path | OptionKind::Duration | OptionKind::Size | OptionKind::Table(_) => true,
+    }
+}
+
+fn text_allowed(report: &mut Report, at: At, text: &str, pattern: Option<&str>, spec: &OptionSpec, what: &str) -> bool {
+    let Some(pattern) = pattern else { return true };
+    if whole(pattern).is_ok_and(|pattern| pattern.is_match(text)) {
+        return true;
+    }
+    let shown: String = text.chars().take(80).collect();
+    let message = format!("{what} cannot be `{}`: it must match `{pattern}`", shown.escape_debug());
+    report.error_with_help(at, message, spec.doc.clone());
+    false
 }
 
 fn of_kind(

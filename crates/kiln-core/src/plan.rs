@@ -371,6 +371,9 @@ pub struct AmiTarget {
     /// Seconds from when the image was baked until it is no longer offered.
     pub deprecate_after: Option<u64>,
     pub protect: bool,
+    /// Besides kiln's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
     /// Moves when all required regions have the AMI.
     pub channel: Option<ChannelName>,
     /// Points to the AMI, in each region, after that.

@@ -54,6 +54,9 @@ struct Machine {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Expect {
+    /// Texts of the refusal, where the manifest does not allow these options and nothing runs.
+    #[serde(default)]
+    refused: Vec<String>,
     /// Whether the step fails.
     #[serde(default)]
     fails: bool,
@@ -108,7 +111,17 @@ pub async fn run(directory: &Path, case: &Path, work: &Path) -> Result<(), CaseF
     let root = directory.parent().unwrap_or(directory);
     let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let facts = HostFacts::with_library(Library::at(vec![root.to_owned()]));
-    let mut plan = plan(&wanted, &name, case, &facts).map_err(broken)?;
+    let mut plan = match plan(&wanted, &name, case, &facts) {
+        Err(refusal) if !wanted.expect.refused.is_empty() => {
+            let missing = wanted.expect.refused.iter().filter(|text| !refusal.contains(*text));
+            let differences: Vec<_> = missing.map(|text| format!("`{text}` was not said, but:\n{refusal}")).collect();
+            return if differences.is_empty() { Ok(()) } else { Err(failure(&wanted.summary, differences)) };
+        }
+        Ok(_) if !wanted.expect.refused.is_empty() => {
+            return Err(failure(&wanted.summary, vec!["the options were not refused".to_owned()]));
+        }
+        plan => plan.map_err(broken)?,
+    };
     let machine = work.join("guest");
     let guest = FakeGuest::new(&machine, &wanted.guest.commands, &wanted.guest.files)
         .map_err(|error| broken(error.to_string()))?;

@@ -17,6 +17,8 @@ pub enum LibraryError {
     Name { name: String },
     #[error("the manifest `{}` has mistakes", file)]
     Manifest { file: String, mistakes: Diagnostics },
+    #[error("the provisioner in `{origin}` calls itself `{found}`; its name must be that of its directory, `{name}`")]
+    OtherName { name: String, origin: String, found: String },
     #[error("the provisioner `{name}` in {origin} has no executable `{run}`, which its manifest names")]
     NoRun { name: String, origin: String, run: String },
     #[error("cannot read the provisioner `{name}`")]

@@ -146,6 +146,9 @@ fn assemble(
     };
     let manifest = manifest::parse(shown, &text)
         .map_err(|mistakes| LibraryError::Manifest { file: shown.to_owned(), mistakes })?;
+    if manifest.name != name {
+        return Err(LibraryError::OtherName { name: name.to_owned(), origin, found: manifest.name });
+    }
     let mut entries: Vec<Entry> = files.into_values().collect();
     match entries.iter_mut().find(|entry| entry.path == Path::new(&manifest.run)) {
         // A checkout or an archive may have lost the bit; what the manifest names is meant to be run.

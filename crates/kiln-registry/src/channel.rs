@@ -215,12 +215,8 @@ impl Registry {
     }
 }
 
-/// `latest` means something else, and what begins with a digit could be a version.
 fn sound(channel: &ChannelName) -> Result<(), RegistryError> {
-    if channel.as_str() == "latest" || !channel.as_str().starts_with(|c: char| c.is_ascii_lowercase()) {
-        return Err(RegistryError::NotAChannel { name: channel.clone() });
-    }
-    Ok(())
+    if channel.can_be_made() { Ok(()) } else { Err(RegistryError::NotAChannel { name: channel.clone() }) }
 }
 
 fn unknown(image: &ImageName, channel: &ChannelName, head: &Known) -> RegistryError {

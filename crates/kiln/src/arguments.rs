@@ -29,7 +29,7 @@ pub(crate) use self::{
     },
     release::ReleaseVerb,
     serve::{Allowed, Mirror, Serve, Token},
-    template::{Fmt, Plan, TemplateArguments, Validate},
+    template::{Fmt, Plan, Provisioners, TemplateArguments, Validate},
 };
 #[cfg(feature = "aws")]
 pub(crate) use self::{
@@ -55,12 +55,14 @@ pub(crate) enum Verb {
     Build(Build),
     /// Report every mistake in a template; changes nothing and needs no network
     Validate(Validate),
-    /// Show what a build would do, in order, with the recipe digest; changes nothing
+    /// Show what a build would do, in order, with the recipe digest; bakes nothing
     Plan(Plan),
     /// Print the JSON Schema of templates, for editors
     Schema,
     /// Bring template files into the standard layout
     Fmt(Fmt),
+    /// List the provisioners that a template can use, or the options of one
+    Provisioners(Provisioners),
     /// List the published images
     Images(Images),
     /// Show one version of an image: digests, base, steps, checks

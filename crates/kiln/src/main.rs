@@ -43,6 +43,7 @@ fn run(verb: Verb) -> Outcome {
         Verb::Plan(arguments) => in_runtime(verbs::plan::run(arguments)),
         Verb::Schema => verbs::schema::run(),
         Verb::Fmt(arguments) => verbs::fmt::run(&arguments),
+        Verb::Provisioners(arguments) => verbs::provisioners::run(&arguments),
         Verb::Images(arguments) => verbs::images::run(&arguments),
         Verb::Show(arguments) => verbs::show::run(&arguments),
         Verb::Sbom(arguments) => verbs::sbom::run(&arguments),

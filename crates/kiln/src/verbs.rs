@@ -16,6 +16,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod mirror;
 pub(crate) mod plan;
+pub(crate) mod provisioners;
 pub(crate) mod publish;
 pub(crate) mod pull;
 pub(crate) mod push;

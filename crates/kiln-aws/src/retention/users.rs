@@ -28,7 +28,7 @@ impl Users {
 impl Region {
     pub(super) async fn users(&self) -> Result<Users, AwsError> {
         let mut users = Users::default();
-        for version in self.versions(None, &["$Default", "$Latest"]).await? {
+        for version in self.template_versions(None, &["$Default", "$Latest"], Age::Old).await? {
             users.add(&version, || {
                 let number = version.version_number.unwrap_or_default();
                 format!("version {number} of {}", version.launch_template_id.as_deref().unwrap_or("a launch template"))
@@ -42,7 +42,7 @@ impl Region {
         for group in groups {
             let name = group.auto_scaling_group_name.clone().unwrap_or_default();
             for (template, version) in launched(&group) {
-                for version in self.versions(Some(&template), &[&version]).await? {
+                for version in self.version(&template, &version).await? {
                     users.add(&version, || format!("the group {name}"));
                 }
             }
@@ -54,9 +54,9 @@ impl Region {
         Ok(users)
     }
 
-    /// Like `template_versions`; one that is not there any more launches nothing.
-    async fn versions(&self, template: Option<&str>, numbers: &[&str]) -> Result<Vec<LaunchTemplateVersion>, AwsError> {
-        match self.template_versions(template, numbers, Age::Old).await {
+    /// One version of a launch template; one that is not there any more launches nothing.
+    async fn version(&self, template: &str, number: &str) -> Result<Vec<LaunchTemplateVersion>, AwsError> {
+        match self.template_versions(Some(template), &[number], Age::Old).await {
             Err(error) if error.code().is_some_and(|code| code.ends_with("NotFound")) => Ok(Vec::new()),
             versions => versions,
         }

@@ -10,6 +10,7 @@ use crate::{
     call::Age,
     error::{AwsError, acknowledged},
     intent::{DISK, Intent, TAG, tag, tagged},
+    retention::WITHDRAWN,
 };
 
 /// How long EBS keeps an unfinished snapshot to which nothing is written, in minutes.
@@ -76,8 +77,8 @@ impl Region {
         Ok(found)
     }
 
-    /// The snapshot of an AMI that was published and is gone, if it is what it was.
-    pub(crate) async fn kept_snapshot(&self, gone: &Ami) -> Result<Option<Snapshot>, AwsError> {
+    /// The snapshot of an AMI that was published and is gone, if it is what it was; and whether it was withdrawn.
+    pub(crate) async fn kept_snapshot(&self, gone: &Ami) -> Result<Option<(Snapshot, bool)>, AwsError> {
         let snapshots = self.snapshots_of(&gone.intent).await?;
         let disk = gone.disk.to_string();
         let kept = snapshots.into_iter().find(|snapshot| {
@@ -86,7 +87,10 @@ impl Region {
                 && tag(snapshot.tags(), DISK) == Some(&disk)
         });
         let (id, kms_key) = (gone.snapshot.clone(), gone.kms_key.clone());
-        Ok(kept.map(|_| Snapshot { id, complete: true, kms_key, parent: None }))
+        Ok(kept.map(|kept| {
+            let withdrawn = tag(kept.tags(), WITHDRAWN).is_some();
+            (Snapshot { id, complete: true, kms_key, parent: None }, withdrawn)
+        }))
     }
 
     /// Every snapshot of ours with the mark of `intent`.

@@ -136,8 +136,20 @@ fn option(report: &mut Report, name: &str, node: &Node) -> Option<OptionSpec> {
     {
         report.error(node.at, "`one_of` lists the allowed values of a `string`");
     }
-    let mut spec =
-        OptionSpec { kind, doc: section.string("doc")?, required: section.bool("required")?, default: None, one_of };
+    let mut spec = OptionSpec {
+        required: section.bool("required")?,
+        one_of,
+        pattern: pattern(report, &section, "pattern", kind.holds(&[OptionKind::String, OptionKind::Text])),
+        keys: pattern(report, &section, "keys", kind.has_keys()),
+        min: bound(report, &section, "min", &kind),
+        max: bound(report, &section, "max", &kind),
+        ..OptionSpec::new(kind, section.string("doc")?)
+    };
+    if let (Some(min), Some(max), Some(node)) = (spec.min, spec.max, section.node("max"))
+        && min > max
+    {
+        report.error(node.at, "`max` is less than `min`");
+    }
     if let Some(entry) = section.entry("default") {
         spec.default = default(report, name, &entry.node, &spec);
         if spec.required {
@@ -145,6 +157,31 @@ fn option(report: &mut Report, name: &str, node: &Node) -> Option<OptionSpec> {
         }
     }
     Some(spec)
+}
+
+/// A regular expression for the strings or keys of an option, if it has some.
+fn pattern(report: &mut Report, section: &Section<'_>, key: &str, fits: bool) -> Option<String> {
+    let (node, written) = (section.node(key)?, section.string(key)?);
+    if !fits {
+        let of = if key == "keys" { "the keys of a `map`" } else { "a `string` or `text`, also in a list or map" };
+        report.error(node.at, format!("`{key}` is for {of}"));
+        return None;
+    }
+    match options::whole(&written) {
+        Ok(_) => Some(written),
+        Err(error) => {
+            report.error(node.at, format!("`{key}` is not a regular expression: {error}"));
+            None
+        }
+    }
+}
+
+fn bound(report: &mut Report, section: &Section<'_>, key: &str, kind: &OptionKind) -> Option<i64> {
+    let (node, bound) = (section.node(key)?, section.integer::<i64>(key)?);
+    if !kind.holds(&[OptionKind::Integer]) {
+        report.error(node.at, format!("`{key}` is for an `integer`, also in a list or map"));
+    }
+    Some(bound)
 }
 
 fn default(report: &mut Report, name: &str, node: &Node, spec: &OptionSpec) -> Option<serde_json::Value> {
@@ -273,6 +310,17 @@ required = true
             (
                 format!("{HEAD}[options.a]\ntype = 'string'\ndoc = 'd'\nrequired = true\ndefault = 'z'\n"),
                 "no use for a default",
+            ),
+            (format!("{HEAD}[options.a]\ntype = 'string'\ndoc = 'd'\npattern = '['\n"), "is not a regular expression"),
+            (format!("{HEAD}[options.a]\ntype = 'bool'\ndoc = 'd'\npattern = 'x'\n"), "`pattern` is for a `string`"),
+            (
+                format!("{HEAD}[options.a]\ntype = 'string'\ndoc = 'd'\nkeys = 'x'\n"),
+                "`keys` is for the keys of a `map`",
+            ),
+            (format!("{HEAD}[options.a]\ntype = 'string'\ndoc = 'd'\nmin = 1\n"), "`min` is for an `integer`"),
+            (
+                format!("{HEAD}[options.a]\ntype = 'integer'\ndoc = 'd'\nmax = 4\ndefault = 5\n"),
+                "the default of `a` must be at most 4",
             ),
             (format!("{HEAD}[options.a]\ntype = 'list<list<list<list<string>>>>'\ndoc = 'd'\n"), "is not a type"),
         ] {

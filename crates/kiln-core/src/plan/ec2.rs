@@ -25,6 +25,9 @@ pub struct Ec2Machine {
     pub kms_key: Option<String>,
     /// Instance profile, by name or ARN.
     pub profile: Option<String>,
+    /// On all that is made for the bake, besides kiln's own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tags: BTreeMap<String, String>,
     /// For cloud-init, besides kiln's own.
     pub user_data: Option<String>,
     pub ssh_port: u16,

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::subtables;
 use crate::{
     expression::{FILTERS, TESTS},
+    finding::FINDINGS,
     keys::{CHECKS, Key, Kind, Need, TEMPLATE},
     shape::list,
 };
@@ -106,6 +107,13 @@ fn section(text: &mut String, key: &Key, path: &str, depth: usize) {
     if path == "variables" {
         text.push_str(VARIABLES);
     }
+    if path == "waive" {
+        text.push_str("| finding | what was found on the finished disk |\n|---|---|\n");
+        for (name, meaning) in FINDINGS {
+            let _ = writeln!(text, "| `{name}` | {meaning} |");
+        }
+        text.push('\n');
+    }
 }
 
 /// A table of keys.
@@ -127,6 +135,7 @@ fn kind(kind: &Kind) -> String {
     match kind {
         Kind::String => "string".to_owned(),
         Kind::Bool => "boolean".to_owned(),
+        Kind::Integer(i64::MIN, i64::MAX) => "integer".to_owned(),
         Kind::Integer(least, most) => format!("integer, {least} to {most}"),
         Kind::Duration => "duration".to_owned(),
         Kind::Caching => "duration or `false`".to_owned(),

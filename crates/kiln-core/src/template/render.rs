@@ -1,6 +1,6 @@
 //! The readable text of a plan: what `kiln plan` prints and what the goldens hold.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use serde_json::Value as Json;
 
@@ -86,6 +86,9 @@ fn write_amis(text: &mut String, target: &AmiTarget) -> std::fmt::Result {
     if target.protect {
         writeln!(text, "    protected from being deregistered")?;
     }
+    if !target.tags.is_empty() {
+        writeln!(text, "    tagged {}", line(&pairs(&target.tags)))?;
+    }
     if let Some(channel) = &target.channel {
         writeln!(text, "    then channel {channel}")?;
     }
@@ -153,17 +156,16 @@ fn ec2(machine: &Ec2Machine) -> String {
     let which = |what: &str, which: &Which| match which {
         Which::Default => String::new(),
         Which::Id(id) => format!(", {what} {}", line(id)),
-        Which::Filters(filters) => {
-            let filters: Vec<_> = filters.iter().map(|(name, value)| format!("{name}={value}")).collect();
-            format!(", {what} with {}", line(&filters.join(" ")))
-        }
+        Which::Filters(filters) => format!(", {what} with {}", line(&pairs(filters))),
     };
     let or = |given: Option<&String>, before: &str| {
         given.map_or_else(String::new, |given| format!(", {before} {}", line(given)))
     };
+    let tags =
+        if machine.tags.is_empty() { String::new() } else { format!(", tagged {}", line(&pairs(&machine.tags))) };
     let zones = if machine.zones.is_empty() { String::new() } else { format!(" ({})", machine.zones.join(", ")) };
     format!(
-        "ec2 in {}{zones}: {}{}{}{}, {} of encrypted gp3{}{}{}, boot within {}, shut down within {}, gone after {}",
+        "ec2 in {}{zones}: {}{}{}{}, {} of encrypted gp3{}{}{}{tags}, boot within {}, shut down within {}, gone after {}",
         machine.region,
         machine.instance_types.join(" or "),
         if machine.spot { ", spot if there is one" } else { "" },
@@ -177,6 +179,11 @@ fn ec2(machine: &Ec2Machine) -> String {
         duration::format(machine.shutdown_timeout),
         duration::format(machine.lifetime),
     )
+}
+
+/// `a=b c=d`
+fn pairs(map: &BTreeMap<String, String>) -> String {
+    map.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
 }
 
 fn write_step(text: &mut String, step: &Step) -> std::fmt::Result {

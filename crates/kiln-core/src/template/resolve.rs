@@ -20,10 +20,12 @@ use crate::{
     Diagnostic, Diagnostics, Digest, ImageName, Version,
     expression::Scope,
     facts::{FactError, Facts, Inputs, ProvisionerFact},
+    finding::{self, FINDINGS},
     keys::{IMAGE, Key, MATRIX, OUTPUT, TEMPLATE, VARIABLES, WAIVER},
+    name::LATEST,
     node::{At, Entry, Node, Report, Table, Value},
     plan::{OutputFormat, Plan, VersionSpec, Waiver},
-    shape::{self, Section},
+    shape::{self, Section, list},
 };
 
 pub(super) fn plans(
@@ -190,6 +192,13 @@ fn image(report: &mut Report, root: Section<'_>) -> Option<(ImageName, VersionSp
     let name = parsed(report, image, "name", str::parse::<ImageName>);
     let version = match image.string("version")?.as_str() {
         "auto" => Some(VersionSpec::Auto),
+        LATEST => {
+            let help = "`latest` always means the newest one; `auto` takes the day and a counter";
+            if let Some(node) = image.node("version") {
+                report.error_with_help(node.at, "a version cannot be called `latest`", help);
+            }
+            None
+        }
         _ => parsed(report, image, "version", str::parse::<Version>).map(VersionSpec::Fixed),
     };
     if let (Some(node), Some(text)) = (image.node("description"), image.string("description"))
@@ -217,14 +226,13 @@ fn waivers(report: &mut Report, root: Section<'_>) -> Vec<Waiver> {
     for node in root.list("waive") {
         let section = Section::new(node, WAIVER);
         let (Some(finding), Some(reason)) = (section.string("finding"), section.string("reason")) else { continue };
-        let number =
-            finding.strip_prefix('H').filter(|rest| rest.len() == 2 && rest.chars().all(|c| c.is_ascii_digit()));
         let at = section.node("finding").map_or(node.at, |node| node.at);
-        if number.is_none() {
+        if !finding::is_known(&finding) {
+            let names: Vec<_> = FINDINGS.iter().map(|(name, _)| *name).collect();
             report.error_with_help(
                 at,
-                format!("`{finding}` does not name a finding"),
-                "findings are called `H01`, `H21` and so on",
+                format!("there is no finding `{finding}`"),
+                format!("they are {}", list(&names)),
             );
         } else if reason.trim().is_empty() {
             report.error(at, format!("the waiver of {finding} gives no reason"));

@@ -487,7 +487,7 @@ fn bases_are_exactly_one_and_pinned() {
         ("[base]\n", "the base is empty"),
         ("[base.debian]\nsuite = 'trixie'\n[base.qcow2]\npath = 'index.html'\n", "there are two bases"),
         ("[base.qcow2]\nurl = 'https://example.org/a.qcow2'\n", "a base from a URL needs its `sha256`"),
-        ("[base.qcow2]\nurl = 'file:///etc/passwd'\nsha256 = 'x'\n", "is not a digest"),
+        ("[base.qcow2]\nurl = 'file:///etc/passwd'\nsha256 = 'x'\n", "is not a SHA-256"),
         (
             "[base.qcow2]\nurl = 'https://u:p@example.org/a'\nsha256 = '0000000000000000000000000000000000000000000000000000000000000000'\n",
             "holds a user name or a password",
@@ -509,6 +509,25 @@ fn bases_are_exactly_one_and_pinned() {
 }
 
 #[test]
+fn options_are_held_to_what_the_manifest_says_of_them() {
+    let step = |options: &str| format!("[[provision]]\nuse = 'narrow'\n{options}\n");
+    for (options, expected) in [
+        ("names = ['jq', '-oX']", "item 2 of `names` cannot be `-oX`: it must match `[a-z0-9][a-z0-9.+-]*`"),
+        // The whole of it, to the last line.
+        ("names = [\"jq\\nx\"]", r"item 1 of `names` cannot be `jq\nx`"),
+        ("often = 0", "`often` must be from 1 to 9"),
+        ("often = 10", "`often` must be from 1 to 9"),
+        ("pins = { Jq = '1.6' }", "a key of `pins` cannot be `Jq`: it must match `[a-z]+`"),
+        ("pins = { jq = 'new' }", "`jq` of `pins` cannot be `new`"),
+    ] {
+        refused(&step(options), &[expected]);
+    }
+    // All of them at once.
+    let both = ["item 1 of `names` cannot be", "item 2 of `names` cannot be"];
+    refused(&step("names = ['-a', '-b']"), &both);
+}
+
+#[test]
 fn checks_and_waivers_are_held_to_their_rules() {
     refused("[[check]]\nuse = 'http'\nurl = 'https://localhost/'\n", &["must begin with `http://`"]);
     refused("[[check]]\nuse = 'file'\npath = 'etc'\nmode = '999'\n", &["not an absolute path", "is not a mode"]);
@@ -516,7 +535,7 @@ fn checks_and_waivers_are_held_to_their_rules() {
     refused("[[check]]\nuse = 'port'\nport = 0\non = []\n", &["from 1 to 65535", "the check runs nowhere"]);
     refused("[[check]]\nuse = 'service'\nname = '-x'\n", &["cannot be the `name`"]);
     refused("[[check]]\nuse = 'port'\nport = 80\nurl = 'x'\n", &["unknown key `url` in a check of `port`"]);
-    refused("[[waive]]\nfinding = 'machine-id'\nreason = 'x'\n", &["does not name a finding"]);
+    refused("[[waive]]\nfinding = 'machine-id'\nreason = 'x'\n", &["there is no finding `machine-id`"]);
     refused("[[waive]]\nfinding = 'H21'\nreason = ' '\n", &["gives no reason"]);
     refused("[output]\nformats = ['vdi']\n", &["`formats` cannot be `vdi`"]);
     refused("[publish.registry]\nchannel = 'x'\n", &["unknown key `channel`"]);
@@ -587,6 +606,8 @@ fn amis_that_cannot_be_are_refused_at_their_key() {
         (format!("[publish.ami]\nshare_with = ['1234']\n{region}"), "`1234` is nobody who could launch an AMI"),
         (format!("[publish.ami]\nparameter = '/aws/web'\n{region}"), "`/aws/web` is not the name of a parameter"),
         (format!("[publish.ami]\nchannel = 'Stable'\n{region}"), "`Stable` is not a channel name"),
+        (format!("[publish.ami]\nchannel = 'latest'\n{region}"), "a channel cannot be called `latest`"),
+        (format!("[publish.ami]\ntags = {{ 'kiln:disk' = 'x' }}\n{region}"), "no tag of your own begins with `kiln:`"),
         (format!("[publish.registry]\nenabled = false\n{region}"), "AMIs are made of a version in the registry"),
     ] {
         refused(&body, &[expected]);

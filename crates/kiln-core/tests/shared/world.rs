@@ -111,11 +111,32 @@ type = "integer"
 doc = "how often"
 "#;
 
+/// Its options may not be anything of their kind.
+const NARROW: &str = r#"
+api = 1
+name = "narrow"
+summary = "narrow"
+[options.names]
+type = "list<string>"
+doc = "names"
+pattern = '[a-z0-9][a-z0-9.+-]*'
+[options.often]
+type = "integer"
+doc = "how often"
+min = 1
+max = 9
+[options.pins]
+type = "map<string>"
+doc = "versions"
+keys = '[a-z]+'
+pattern = '[0-9.]+'
+"#;
+
 const SHELL: &str = "api = 1\nname = 'shell'\nsummary = 's'\n[options.script]\ntype = 'text'\ndoc = 'd'\n";
 
 pub(crate) fn world() -> World {
     let mut world = World::default();
-    for (name, text) in [("files", FILES), ("packages", PACKAGES), ("shell", SHELL)] {
+    for (name, text) in [("files", FILES), ("packages", PACKAGES), ("shell", SHELL), ("narrow", NARROW)] {
         world.provisioners.insert(name.to_owned(), text.to_owned());
     }
     world.files.insert("index.html".to_owned(), b"hello".to_vec());

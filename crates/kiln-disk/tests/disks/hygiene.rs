@@ -318,3 +318,14 @@ fn waivers_apply_by_name_and_unused_ones_are_told() {
     let applied: Vec<_> = verdict.records.iter().map(|record| (record.id.as_str(), record.waived.as_deref())).collect();
     assert_eq!(applied, [("H10", None), ("H24", Some("known"))]);
 }
+
+/// The list that templates and readers go by is that of the rules.
+#[test]
+fn every_finding_is_known_by_its_name() {
+    let sources = [include_str!("../../src/hygiene.rs"), include_str!("../../src/hygiene/rules.rs")].concat();
+    let named = |text: &str| text.len() == 3 && text.starts_with('H') && text[1..].bytes().all(|b| b.is_ascii_digit());
+    let mut found: Vec<_> = sources.split('"').filter(|text| named(text)).collect();
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!(found, kiln_core::finding::FINDINGS.map(|(name, _)| name));
+}

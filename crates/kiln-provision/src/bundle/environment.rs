@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     fn spec(kind: OptionKind) -> OptionSpec {
-        OptionSpec { kind, doc: String::new(), required: false, default: None, one_of: Vec::new() }
+        OptionSpec::new(kind, String::new())
     }
 
     fn specs(list: Vec<(&str, OptionKind)>) -> BTreeMap<String, OptionSpec> {

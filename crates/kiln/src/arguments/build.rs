@@ -16,7 +16,7 @@ pub(crate) struct Build {
     /// Write every event as a line of JSON to stdout
     #[arg(long)]
     pub(crate) json: bool,
-    /// What becomes of the machine when a build fails
+    /// What becomes of the machine when a step or a check fails
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnError::Clean)]
     pub(crate) on_error: OnError,
     /// Which accelerator QEMU uses, instead of the one the template or the calibration chooses

@@ -35,6 +35,9 @@ pub(crate) struct PublishAmi {
     /// Protect it from being deregistered
     #[arg(long)]
     pub(crate) protect: bool,
+    /// A tag of it and its snapshot besides those of kiln; may be repeated
+    #[arg(long = "tag", value_name = "KEY=VALUE")]
+    pub(crate) tags: Vec<TagArgument>,
     /// Point this channel to the version when every region has it
     #[arg(long, value_name = "CHANNEL")]
     pub(crate) to: Option<ChannelName>,
@@ -81,6 +84,26 @@ impl FromStr for RegionArgument {
             return Err("behind `=` stands the ARN of a key".to_owned());
         }
         Ok(Self { name: name.to_owned(), key })
+    }
+}
+
+/// `team=web`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TagArgument {
+    pub(crate) key: String,
+    pub(crate) value: String,
+}
+
+impl FromStr for TagArgument {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = text.split_once('=').ok_or("a tag is written `KEY=VALUE`")?;
+        let reserved = ["aws:", "kiln:"].iter().any(|prefix| key.to_ascii_lowercase().starts_with(prefix));
+        if key.is_empty() || reserved {
+            return Err("the key of a tag is not empty, and begins with neither `aws:` nor `kiln:`".to_owned());
+        }
+        Ok(Self { key: key.to_owned(), value: value.to_owned() })
     }
 }
 

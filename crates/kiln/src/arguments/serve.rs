@@ -11,7 +11,7 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
     /// The registry's directory, or a bucket (`s3://bucket/prefix?endpoint=URL`) [default: `registry` in kiln's data directory]
-    #[arg(long, value_name = "DIRECTORY")]
+    #[arg(long, value_name = "DIRECTORY", env = "KILN_REGISTRY", hide_env_values = true)]
     pub(crate) registry: Option<PathBuf>,
     /// Who may change what, as `kiln token` writes it; without it everybody reads and nobody changes anything
     #[arg(long, value_name = "FILE")]

@@ -52,3 +52,16 @@ pub(crate) struct Fmt {
     #[arg(long)]
     pub(crate) check: bool,
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct Provisioners {
+    /// Show the options of this one
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// The template that would use it: its own provisioners and its project's are found, too
+    #[arg(long, value_name = "TEMPLATE", default_value = ".")]
+    pub(crate) template: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -131,7 +131,7 @@ mod tests {
                 milliseconds: 120,
             },
             Some(Event::CheckFinished { .. }) => Event::HygieneFinding {
-                id: text("H21"),
+                id: text("H10"),
                 level: text("error"),
                 path: text("/root/.bash_history"),
                 detail: text("history of a shell"),

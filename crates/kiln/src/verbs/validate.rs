@@ -9,7 +9,7 @@ use crate::{
 
 pub(crate) fn run(arguments: &Validate) -> Outcome {
     let planned = templates::resolve(&arguments.template, None)?;
-    graph::check(&planned)?;
+    graph::check_names(&planned)?;
     let plans = planned.iter().flat_map(|planned| &planned.plans);
     let names: Vec<_> = plans.map(|plan| plan.image.to_string()).collect();
     let count = names.len();

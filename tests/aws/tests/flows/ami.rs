@@ -1,5 +1,7 @@
 //! A version becomes an AMI: right, complete, and only what changed is sent.
 
+use std::collections::BTreeMap;
+
 use kiln_aws::{AwsError, Place, Sharing};
 use kiln_aws_tests::{Fake, Fault, Pace, Schedule};
 
@@ -206,6 +208,18 @@ async fn what_could_never_be_shared_is_refused_before_anything_is_sent() {
     assert_eq!((bench.calls("StartSnapshot"), bench.living()), (0, (0, 0)));
     // A key of one's own may be open to them.
     of(bench.report("1.0.0", &place, &with).await).unwrap();
+    // Nothing that is under a key is public, and nothing that is to be shared stands on what is under another one.
+    let keyed = [Place { region: REGIONS[0].to_owned(), kms_key: Some(bench::KEY.to_owned()) }];
+    let refused = of(bench.report("1.0.0", &keyed, &public).await);
+    assert!(refused.is_err(), "{refused:?}");
+    bench.fake.encrypt_by_default(REGIONS[0], "alias/aws/ebs");
+    let mut disk = bench.publish("1.1.0", &bench::disk(1, 6));
+    of(bench.report("1.1.0", &place, &Sharing::default()).await).unwrap();
+    bench.fake.encrypt_by_default(REGIONS[0], &format!("{}-two", bench::KEY));
+    disk[5 * bench::BLOCK] ^= 1;
+    bench.publish("1.2.0", &disk);
+    let shared = of(bench.report("1.2.0", &place, &with).await).unwrap();
+    assert_eq!(shared.blocks, disk.len().div_ceil(bench::BLOCK), "in full, under the key of today");
 }
 
 #[tokio::test]
@@ -276,6 +290,7 @@ async fn sharing_deprecation_and_protection_are_as_asked_and_nothing_is_public_u
         deprecate_at: Some(bench::in_a_month()),
         protect: true,
         public: false,
+        tags: BTreeMap::from([("team".to_owned(), "web".to_owned())]),
     };
     let report = bench.report("1.0.0", &place, &sharing).await;
     let published = report.regions.into_values().next().unwrap().unwrap();
@@ -286,4 +301,10 @@ async fn sharing_deprecation_and_protection_are_as_asked_and_nothing_is_public_u
     let attribute = [("ImageId", published.ami.as_str()), ("Attribute", "launchPermission")];
     let shared = bench.fake.ec2(Fake::ACCOUNT, REGIONS[0], "DescribeImageAttribute", &attribute).unwrap();
     assert!(shared.contains("210987654321"), "{shared}");
+    let tagged = |value: &str| bench.fake.living().iter().all(|living| living.tags["team"] == value);
+    assert!(tagged("web") && bench.calls("CreateTags") == 0, "they are there from the beginning");
+    // What is said later is added.
+    let later = Sharing { tags: BTreeMap::from([("team".to_owned(), "platform".to_owned())]), ..sharing };
+    bench.report("1.0.0", &place, &later).await;
+    assert!(tagged("platform"));
 }

@@ -1,6 +1,7 @@
 //! A registry, a state directory and a fake AWS, and what is asked of them.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::{
@@ -125,6 +126,7 @@ impl Bench {
             sealed: &sealed,
             region: REGIONS[0],
             kms_key: None,
+            tags: &BTreeMap::new(),
             registry: Some(&self.registry),
         };
         let trial = Trial::prepare(&account, &self.dirs, trying).await?;
@@ -383,6 +385,7 @@ pub(crate) fn machine(region: &str) -> Ec2Machine {
         volume: None,
         kms_key: None,
         profile: None,
+        tags: BTreeMap::from([("team".to_owned(), "images".to_owned())]),
         user_data: None,
         ssh_port: 22,
         address: Address::Private,

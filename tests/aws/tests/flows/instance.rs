@@ -77,6 +77,7 @@ async fn it_is_closed_to_all_but_the_caller_encrypted_marked_and_gone_in_the_end
     let kinds = |living: &[Living]| living.iter().map(|living| living.kind).collect::<Vec<_>>();
     assert_eq!(kinds(&ours(&bench.fake)), ["instance", "volume", "key-pair", "security-group"]);
     assert!(ours(&bench.fake).iter().all(|living| living.tags.contains_key("kiln:intent")));
+    assert!(ours(&bench.fake).iter().all(|living| living.tags["team"] == "images"));
     instance.release().await.unwrap();
     assert_eq!((bench.fake.living(), bench.outstanding()), (before, 0));
 }

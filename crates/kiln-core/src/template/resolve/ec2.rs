@@ -15,6 +15,8 @@ use crate::{
 
 /// The largest volume of gp3.
 const MOST_VOLUME: ByteSize = ByteSize::gib(64 << 10);
+/// EC2 takes 50; kiln has up to seven of its own, and takes one more for what it withdraws.
+const MOST_TAGS: usize = 40;
 /// Owners with a name instead of a number.
 const OWNERS: [&str; 3] = ["amazon", "aws-marketplace", "self"];
 
@@ -133,6 +135,7 @@ pub(super) fn builder(report: &mut Report, section: Section<'_>) -> Option<Build
         volume: volume?,
         kms_key: section.string("kms_key"),
         profile: section.string("profile"),
+        tags: tags(report, section),
         user_data: section.string("user_data"),
         ssh_port: section.integer("ssh_port")?,
         address: if section.string("address")? == "private" { Address::Private } else { Address::Public },
@@ -142,6 +145,25 @@ pub(super) fn builder(report: &mut Report, section: Section<'_>) -> Option<Build
         boot_timeout: section.duration("boot_timeout")?,
         shutdown_timeout: section.duration("shutdown_timeout")?,
     }))
+}
+
+/// Tags of the template's own, in the limits of EC2.
+pub(super) fn tags(report: &mut Report, section: Section<'_>) -> BTreeMap<String, String> {
+    let mut tags = BTreeMap::new();
+    for (name, entry) in section.table("tags") {
+        let value = entry.node.text().unwrap_or_default();
+        let reserved = ["aws:", "kiln:"].into_iter().find(|prefix| name.to_ascii_lowercase().starts_with(prefix));
+        if let Some(prefix) = reserved {
+            report.error(entry.key, format!("no tag of your own begins with `{prefix}`"));
+        } else if name.is_empty() || name.chars().count() > 127 || value.chars().count() > 255 {
+            report.error(entry.key, "a tag has 1 to 127 characters, and its value at most 255");
+        }
+        tags.insert(name.clone(), value);
+    }
+    if let Some(node) = section.node("tags").filter(|_| tags.len() > MOST_TAGS) {
+        report.error(node.at, format!("there are more than {MOST_TAGS} tags, and EC2 takes 50 with kiln's own"));
+    }
+    tags
 }
 
 /// A text of these characters alone.

@@ -58,6 +58,11 @@ fn ami(report: &mut Report, section: Section<'_>) -> Option<AmiTarget> {
     if let Some(node) = section.node("regions").filter(|node| node.as_table().is_some_and(BTreeMap::is_empty)) {
         report.error(node.at, "`[publish.ami]` names no region");
     }
+    let channel = parsed(report, section, "channel", str::parse::<ChannelName>);
+    if let (Some(node), Some(name)) = (section.node("channel"), channel.as_ref().filter(|name| !name.can_be_made())) {
+        let help = "`latest` always means the newest version, and a channel begins with a letter";
+        report.error_with_help(node.at, format!("a channel cannot be called `{name}`"), help);
+    }
     check_grantees(report, section);
     check_parameter(report, section);
     Some(AmiTarget {
@@ -66,7 +71,8 @@ fn ami(report: &mut Report, section: Section<'_>) -> Option<AmiTarget> {
         public,
         deprecate_after: section.duration("deprecate_after").map(|duration| duration.as_secs()),
         protect: section.bool("protect")?,
-        channel: parsed(report, section, "channel", str::parse::<ChannelName>),
+        tags: super::ec2::tags(report, section),
+        channel,
         parameter: section.string("parameter"),
     })
 }

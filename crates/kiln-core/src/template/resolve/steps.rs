@@ -51,7 +51,9 @@ impl Steps<'_, '_> {
             Err(error) => {
                 let mut error = error.clone();
                 let names = self.world.facts.provisioner_names();
-                error.hint = error.hint.or_else(|| did_you_mean(&provisioner, names.iter().map(String::as_str)));
+                if !names.contains(&provisioner) {
+                    error.hint = error.hint.or_else(|| did_you_mean(&provisioner, names.iter().map(String::as_str)));
+                }
                 report_fact(self.report, use_node.at, &error);
                 return None;
             }

@@ -95,6 +95,7 @@ fn target(plan: &Plan) -> Option<AmiTarget> {
         public: false,
         deprecate_after: None,
         protect: false,
+        tags: machine.tags.clone(),
         channel: None,
         parameter: None,
     });
@@ -111,5 +112,6 @@ fn sharing(target: &AmiTarget, artifact: &Artifact, now: u64) -> Sharing {
         public: target.public,
         deprecate_at: target.deprecate_after.map(|after| artifact.created + after).filter(|at| *at > now),
         protect: target.protect,
+        tags: target.tags.clone(),
     }
 }

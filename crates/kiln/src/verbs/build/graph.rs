@@ -65,21 +65,32 @@ pub(crate) fn check(planned: &[Planned]) -> Result<(), Failure> {
     Graph::of(planned.to_vec(), true).map(drop)
 }
 
+/// The same as far as it can be told without a registry, which says what is published of the bases.
+pub(crate) fn check_names(planned: &[Planned]) -> Result<(), Failure> {
+    nodes(planned.to_vec()).map(drop)
+}
+
+/// All images, each once.
+fn nodes(planned: Vec<Planned>) -> Result<Vec<Node>, Failure> {
+    let mut nodes: Vec<Node> = Vec::new();
+    for Planned { template, plans, library } in planned {
+        let library = Arc::new(library);
+        for plan in plans {
+            match nodes.iter().find(|node| node.plan.image == plan.image) {
+                // Built once; both mean the same image.
+                Some(other) if same(&other.plan, &plan) => {}
+                Some(other) => return Err(two_of_one_name(&plan.image, &other.template, &template)),
+                None => nodes.push(Node { plan, library: library.clone(), template: template.clone() }),
+            }
+        }
+    }
+    Ok(nodes)
+}
+
 impl Graph {
     /// The graph of what templates make. `publishes`: whether what is built gets into the registry, where a child finds it.
     pub(super) fn of(planned: Vec<Planned>, publishes: bool) -> Result<Self, Failure> {
-        let mut nodes: Vec<Node> = Vec::new();
-        for Planned { template, plans, library } in planned {
-            let library = Arc::new(library);
-            for plan in plans {
-                match nodes.iter().find(|node| node.plan.image == plan.image) {
-                    // Built once; both mean the same image.
-                    Some(other) if same(&other.plan, &plan) => {}
-                    Some(other) => return Err(two_of_one_name(&plan.image, &other.template, &template)),
-                    None => nodes.push(Node { plan, library: library.clone(), template: template.clone() }),
-                }
-            }
-        }
+        let nodes = nodes(planned)?;
         let place = |image: &ImageName| nodes.iter().position(|node| node.plan.image == *image);
         let parents: Vec<_> = nodes.iter().map(|node| node.plan.awaited().and_then(place)).collect();
         let graph = Self { nodes, parents };

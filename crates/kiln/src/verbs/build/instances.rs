@@ -38,11 +38,16 @@ struct Sending(Arc<Broadcast>);
 
 impl Watch for Sending {
     fn note(&self, _: &str, note: Note<'_>) {
-        if let Note::Sent { done, blocks } = note {
-            let bytes = |blocks: usize| blocks as u64 * BLOCK as u64;
-            let (done, total) = (bytes(done), bytes(blocks));
-            self.0.emit(Event::Progress { phase: Phase::BootTest, done, total, unit: Unit::Bytes });
-        }
+        let event = match note {
+            Note::Sent { done, blocks } => {
+                let bytes = |blocks: usize| blocks as u64 * BLOCK as u64;
+                let (done, total) = (bytes(done), bytes(blocks));
+                Event::Progress { phase: Phase::BootTest, done, total, unit: Unit::Bytes }
+            }
+            Note::NoAnswer { problem } => Event::Warning { message: format!("{problem}; it is asked again") },
+            _ => return,
+        };
+        self.0.emit(event);
     }
 }
 
@@ -120,6 +125,7 @@ impl Machines for Ec2 {
             sealed: disk.sealed,
             region: &machine.region,
             kms_key: kms_key(plan, machine),
+            tags: &machine.tags,
             registry: self.registry.as_ref(),
         };
         let trial = Trial::prepare(&account, &self.dirs, trying).await.map_err(in_words)?;

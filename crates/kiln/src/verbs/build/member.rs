@@ -66,6 +66,7 @@ impl Session {
             return Ok(Member::UpToDate(Box::new(artifact)));
         }
         self.may_publish(&node.plan).await?;
+        self.warn_of_taken_version(&node.plan);
         // Whoever will not take another's result need not wait for it.
         // Held to the end: whoever wants the same waits for what comes out of it.
         let turn = if self.takes_results(&node.plan) {

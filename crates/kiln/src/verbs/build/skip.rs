@@ -51,6 +51,21 @@ impl Session {
         Ok(Some(artifact))
     }
 
+    /// Says, before anything slow begins, that the version which the template names is published from another recipe.
+    pub(super) fn warn_of_taken_version(&self, plan: &Plan) {
+        let VersionSpec::Fixed(version) = &plan.version else { return };
+        let selector = Selector { image: plan.image.clone(), reference: Reference::Named(version.clone()) };
+        let place = self.registry.as_ref().filter(|_| plan.publish.registry && !self.arguments.no_publish);
+        let published = place.and_then(|place| place.reading(&plan.image).ok()?.artifact(&selector).ok());
+        if published.is_some_and(|published| published.recipe != plan.recipe) {
+            let image = &plan.image;
+            self.stage.talk(image, &format!(
+                "warning: {image} {version} is published already, from another recipe: unless the very same disk comes out, this one will be refused; \
+                 give it another `version`"
+            ));
+        }
+    }
+
     /// A result of the same inputs that the registry still has.
     async fn known(&self, node: &Node) -> Option<(Outlook, Known, Artifact)> {
         let found = self.outlook(node).await?;

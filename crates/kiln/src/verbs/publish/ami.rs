@@ -48,6 +48,7 @@ pub(crate) async fn run(arguments: PublishAmi) -> Outcome {
             public: arguments.public,
             deprecate_at: arguments.deprecate_after.map(|days| now + days * DAY),
             protect: arguments.protect,
+            tags: arguments.tags.into_iter().map(|tag| (tag.key, tag.value)).collect(),
         },
         channel: arguments.to,
         parameter: None,

@@ -234,6 +234,7 @@ impl Watch for Say {
                 format!("{region}: waiting for {what} {}", visible(progress)).trim_end().to_owned()
             }
             Note::ReadBack { blocks } => format!("{region}: {blocks} blocks read back, all as sealed"),
+            Note::NoAnswer { problem } => format!("{}; it is asked again", visible(&problem.to_string())),
             Note::Throttled => format!("{region}: AWS is throttling; going slower"),
             Note::Resumed { snapshot } => format!("{region}: going on with {snapshot}"),
         });
