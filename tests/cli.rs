@@ -109,7 +109,7 @@ fn every_verb_explains_itself_and_the_document_holds_it() {
 #[test]
 fn wrong_input_is_answered_with_the_mistake_and_what_to_do() {
     let user = Home::apart("wrong");
-    let cases: [(&str, &[&str]); 24] = [
+    let cases: [(&str, &[&str]); 25] = [
         ("unknown-verb", &["bild"]),
         ("unknown-option", &["build", "--publsh"]),
         ("no-template", &["validate", "tests/templates/none"]),
@@ -140,6 +140,7 @@ fn wrong_input_is_answered_with_the_mistake_and_what_to_do() {
         ("image-name-wrong", &["show", "../etc"]),
         ("registry-elsewhere", &["images", "--registry", "templates"]),
         ("shell-unknown", &["completions", "tcsh"]),
+        ("provisioner-unknown", &["provisioners", "nginz"]),
     ];
     for (name, arguments) in cases {
         let ran = user.kiln(arguments);
@@ -195,6 +196,31 @@ fn values_come_from_the_environment_then_files_then_the_command_line() {
     assert_eq!(count(&["--var-file", file]), "count is 2");
     assert_eq!(count(&["--var-file", file, "--var", "count=3"]), "count is 3");
     assert_eq!(count(&["--var", "count=3", "--var", "count=4"]), "count is 4");
+}
+
+#[test]
+fn the_provisioners_that_a_template_can_use_are_listed_with_what_they_take() {
+    let user = Home::apart("provisioners");
+    let own = user.path("web/provisioners/motd");
+    fs::create_dir_all(&own).unwrap();
+    fs::write(own.join("run"), "#!/bin/sh\n").unwrap();
+    let manifest = "api = 1\nname = 'motd'\nsummary = 'A message'\n[options.lines]\ntype = 'list<string>'\ndoc = 'Its lines.'\n\
+        pattern = '[a-z]*'\ndefault = ['hello']\n";
+    fs::write(own.join("provisioner.toml"), manifest).unwrap();
+    let template = user.path("web").display().to_string();
+    let list = user.kiln(&["provisioners", "--template", &template]).ends_with(0).stdout;
+    let line = |name: &str| list.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap().to_owned();
+    assert!(line("motd").ends_with("A message") && line("motd").contains("web/provisioners/motd"), "{list}");
+    assert!(line("nginx").contains("with one site"), "{list}");
+    let one = user.kiln(&["provisioners", "motd", "--template", &template]).ends_with(0).stdout;
+    assert!(one.contains("lines  list<string>, default [\"hello\"], matches [a-z]*\n    Its lines.\n"), "{one}");
+    let json = user.kiln(&["provisioners", "files", "--json"]).ends_with(0).stdout;
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["manifest"]["options"]["files"]["required"], true);
+    // One that is broken hides no other.
+    fs::write(own.join("provisioner.toml"), "api = 1\nname = 'other'\nsummary = 's'\n").unwrap();
+    let broken = user.kiln(&["provisioners", "--template", &template]).ends_with(1);
+    assert!(broken.stderr.contains("calls itself `other`") && broken.stdout.contains("nginx"), "{broken:?}");
 }
 
 #[test]

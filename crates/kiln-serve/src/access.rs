@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kiln_core::{Digest, ImageName};
 use kiln_io::random;
+use kiln_registry::Parent;
 use serde::{Deserialize, Serialize};
 
 use crate::{ServeError, problem::Problem};
@@ -150,6 +151,13 @@ impl Caller {
             (token.allow.contains(&scope) || scope == Scope::Read)
                 && token.images.iter().any(|pattern| matches(pattern, image.as_str()))
         })
+    }
+
+    /// Leaves, of versions each of which was baked on the next, those before the first that may not be seen: behind it, the rest would be
+    /// said of the wrong version.
+    pub(crate) fn cut(&self, names: &mut Vec<Parent>) {
+        let readable = names.iter().take_while(|name| self.may(Scope::Read, &name.image)).count();
+        names.truncate(readable);
     }
 
     pub(crate) fn require(&self, scope: Scope, image: &ImageName) -> Result<(), Problem> {

@@ -136,9 +136,10 @@ async fn image(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Answer {
-    let (_, image) = allowed(&app, &headers, Scope::Read, &image)?;
+    let (caller, image) = allowed(&app, &headers, Scope::Read, &image)?;
     let query = Query::parse(query.as_deref());
-    let Listing { image, rev, channels, count, start, versions } = page(&app, image, &query, PAGE).await?;
+    let Listing { image, rev, channels, count, start, mut versions } = page(&app, image, &query, PAGE).await?;
+    versions.iter_mut().filter_map(|entry| entry.revoked.as_mut()).for_each(|revoked| caller.cut(&mut revoked.chain));
     let next = next(&versions, count - start);
     json(&wire::Image { image, rev, channels, versions, next })
 }
@@ -188,9 +189,9 @@ async fn version(
     Path((image, reference)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Answer {
-    allowed(&app, &headers, Scope::Read, &image)?;
+    let (caller, _) = allowed(&app, &headers, Scope::Read, &image)?;
     let (selector, now) = (files::selector(&image, &reference)?, app.now());
-    let shown = app
+    let mut shown = app
         .on_disk(move |app| {
             let record = app.registry.record(&selector)?;
             let artifact = &record.artifact;
@@ -201,6 +202,9 @@ async fn version(
             Ok(wire::Shown { revoked: app.registry.revoked(&name, now)?, channels, record })
         })
         .await?;
+    if let Some(revoked) = &mut shown.revoked {
+        caller.cut(&mut revoked.chain);
+    }
     json(&shown)
 }
 
@@ -210,7 +214,7 @@ async fn resolve(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Answer {
-    allowed(&app, &headers, Scope::Read, &image)?;
+    let (caller, _) = allowed(&app, &headers, Scope::Read, &image)?;
     let (selector, now) = (files::selector(&image, &reference)?, app.now());
     let forced = Query::parse(query.as_deref()).get("allow_revoked") == Some("true");
     let asked = selector.clone();
@@ -219,7 +223,7 @@ async fn resolve(
         let amis = app.registry.amis(&record.artifact.image, &record.artifact.version)?;
         Ok((record, amis))
     };
-    let (record, amis) = app.on_disk(found).await?;
+    let (record, amis) = app.on_disk_for(&caller, found).await?;
     let facts = facts(&asked, &record, &base(&app, &headers)).into_iter().map(|(name, value)| (name.to_owned(), value));
     let facts: serde_json::Map<_, _> =
         facts.chain(ami_facts(&amis)).map(|(name, value)| (name, value.into())).collect();

@@ -64,13 +64,12 @@ pub(crate) async fn record(
     reference: &str,
 ) -> Result<Selected, Problem> {
     let selector = selector(image, reference)?;
-    app.tokens.caller(headers)?.require(Scope::Read, &selector.image)?;
+    let caller = app.tokens.caller(headers)?;
+    caller.require(Scope::Read, &selector.image)?;
     let now = app.now();
-    app.on_disk(move |app| {
-        let record = app.registry.usable(&selector, now, false)?;
-        Ok(Selected { record, immutable: matches!(selector.reference, Reference::Disk(_)) })
-    })
-    .await
+    let immutable = matches!(selector.reference, Reference::Disk(_));
+    let record = app.on_disk_for(&caller, move |app| app.registry.usable(&selector, now, false)).await?;
+    Ok(Selected { record, immutable })
 }
 
 pub(crate) fn selector(image: &str, reference: &str) -> Result<Selector, Problem> {

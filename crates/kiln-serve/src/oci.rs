@@ -178,7 +178,9 @@ async fn manifest(app: &Arc<App>, headers: &HeaderMap, method: &Method, image: &
         _ => {
             let selector = image_tag(app, &image, reference).await?.ok_or_else(unknown)?;
             let now = app.now();
-            let record: Record = app.on_disk(move |app| app.registry.usable(&selector, now, false)).await?;
+            let caller = app.tokens.caller(headers)?;
+            let usable = app.on_disk_for(&caller, move |app| app.registry.usable(&selector, now, false));
+            let record: Record = usable.await?;
             // The blobs are asked for by their digests alone.
             app.hold(&record).await?;
             (record.manifest.digest, false)

@@ -9,6 +9,8 @@ use kiln_core::Digest;
 use kiln_registry::RegistryError;
 use serde::{Deserialize, Serialize};
 
+use crate::access::{Caller, Scope};
+
 /// A request that was not done.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Problem {
@@ -60,6 +62,18 @@ impl Problem {
         let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail);
         problem.inside = Some(inside.into());
         problem
+    }
+
+    /// What went wrong, without the names of images that the caller may not read.
+    pub(crate) fn for_caller(error: RegistryError, caller: &Caller) -> Self {
+        match &error {
+            RegistryError::Revoked { revoked }
+                if !revoked.chain.iter().all(|on| caller.may(Scope::Read, &on.image)) =>
+            {
+                Self::new(StatusCode::GONE, "revoked", "it was baked on a version that is revoked")
+            }
+            _ => error.into(),
+        }
     }
 
     pub(crate) fn status(&self) -> StatusCode {

@@ -16,8 +16,8 @@ use kiln_registry::{Pieces, Record, Registry, RegistryError, View};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    comparisons::Comparisons, dashboard::Sessions, holds::Holds, metrics::Metrics, problem::Problem, proven::Sent,
-    tokens::TokensFile,
+    access::Caller, comparisons::Comparisons, dashboard::Sessions, holds::Holds, metrics::Metrics, problem::Problem,
+    proven::Sent, tokens::TokensFile,
 };
 
 /// Verified pieces of disks, kept for who asks next: one client reads a piece in many small ranges.
@@ -183,5 +183,15 @@ impl App {
         let app = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&app)).await;
         done.map_err(|error| Problem::internal(error.to_string()))?.map_err(Problem::from)
+    }
+
+    /// The same for somebody who may not hear of every image.
+    pub(crate) async fn on_disk_for<T: Send + 'static>(
+        self: &Arc<Self>,
+        caller: &Caller,
+        work: impl FnOnce(&Self) -> Result<T, RegistryError> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let caller = caller.clone();
+        self.on_disk(move |app| Ok(work(app).map_err(|error| Problem::for_caller(error, &caller)))).await?
     }
 }

@@ -131,8 +131,9 @@ pub(crate) async fn version(
     let offer = Offer { manifest, artifact, attestations };
     // Reads every new blob: two at once are enough for any disk.
     let permit = Arc::clone(&app.streams).acquire_owned().await.map_err(|_| Problem::busy())?;
+    let publisher = caller.clone();
     let published = app
-        .on_disk(move |app| {
+        .on_disk_for(&publisher, move |app| {
             let _permit = permit;
             app.refuse_lacking(&caller, &offer)?;
             app.registry.enter_offer(&offer, &publication)

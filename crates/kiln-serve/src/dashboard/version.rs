@@ -84,13 +84,10 @@ async fn body(app: &Arc<App>, visitor: &Visitor, image: &str, reference: &str, b
             Ok(Found { record, channels, revoked, lineage, children, before, log, amis })
         })
         .await?;
-    let readable = |name: &Parent| visitor.caller.may(Scope::Read, &name.image);
-    // Each is baked on the next: behind one that is not to be seen, the rest would be said of the wrong version.
-    let shown = |names: &[Parent]| names.iter().take_while(|name| readable(name)).count();
-    found.lineage.truncate(shown(&found.lineage));
-    found.children.retain(readable);
+    visitor.caller.cut(&mut found.lineage);
+    found.children.retain(|name| visitor.caller.may(Scope::Read, &name.image));
     if let Some(bad) = &mut found.revoked {
-        bad.chain.truncate(shown(&bad.chain));
+        visitor.caller.cut(&mut bad.chain);
     }
     let Artifact { image, version, description, .. } = &found.record.artifact;
     Ok(html! {

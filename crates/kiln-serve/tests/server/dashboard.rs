@@ -166,4 +166,12 @@ fn names_of_images_that_a_token_may_not_read_stand_in_no_lineage() {
     std::fs::write(server.path("tokens.toml"), tokens(false)).unwrap();
     let html = show(web);
     assert!(html.contains("a leaked key") && !html.contains("/images/golden-base"), "{html}");
+    // Nor in answers for programs: what is shown keeps its base as a part of the record, what is refused names nothing.
+    let shown = server.json(&["-H", &reader], "/api/v1/images/web/versions/1.13.0").1;
+    assert_eq!(shown["revoked"]["chain"], serde_json::json!([{ "image": "web", "version": "1.13.0" }]), "{shown}");
+    for path in ["/images/web/1.13.0/disk.qcow2", "/api/v1/images/web/resolve/1.13.0", "/v2/web/manifests/1.13.0"] {
+        let (status, _, body) = server.ask(&["-H", &reader], path);
+        let body = String::from_utf8_lossy(&body);
+        assert!([404, 410].contains(&status) && !body.contains("golden-base"), "{path}: {status} {body}");
+    }
 }

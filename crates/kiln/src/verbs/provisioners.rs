@@ -7,6 +7,7 @@ use std::{
 };
 
 use kiln_core::{
+    diagnostic::did_you_mean,
     duration,
     manifest::{Manifest, OptionKind, OptionSpec, RunsOn},
 };
@@ -60,7 +61,15 @@ fn all(library: &Library, json: bool) -> Outcome {
 }
 
 fn one(library: &Library, name: &str, json: bool) -> Outcome {
-    let provisioner = library.find(name).map_err(|error| Failure::of(&error))?;
+    let provisioner = library.find(name).map_err(|error| {
+        let names = library.names();
+        let near = did_you_mean(name, names.iter().map(String::as_str));
+        let failure = Failure::of(&error).exit(Exit::Usage);
+        match near.filter(|_| !names.iter().any(|known| known == name)) {
+            Some(near) => failure.hint(near),
+            None => failure,
+        }
+    })?;
     if json {
         output::json(&as_json(&provisioner))?;
     } else {

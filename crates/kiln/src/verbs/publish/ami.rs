@@ -20,6 +20,7 @@ pub(crate) async fn run(arguments: PublishAmi) -> Outcome {
     let now = surroundings::seconds();
     let (registry, record) = match surroundings::place(&arguments.registry)? {
         Place::Here(registry) => {
+            surroundings::refuse_old_state(&registry, &arguments.image.image, arguments.allow_unproven)?;
             let record = registry.usable(&arguments.image, now, arguments.allow_revoked)?;
             (registry, record)
         }
