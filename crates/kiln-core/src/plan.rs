@@ -360,6 +360,11 @@ pub struct Publish {
     pub ami: Option<AmiTarget>,
 }
 
+/// What no tag of a template's own begins with, in whatever case: these are AWS's and kiln's.
+pub fn reserved_tag(key: &str) -> Option<&'static str> {
+    ["aws:", "kiln:"].into_iter().find(|prefix| key.to_ascii_lowercase().starts_with(prefix))
+}
+
 /// The AMIs of a version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AmiTarget {

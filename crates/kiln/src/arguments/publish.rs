@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use kiln_core::ChannelName;
+use kiln_core::{ChannelName, plan::reserved_tag};
 use kiln_registry::Selector;
 
 use super::RegistryArguments;
@@ -99,8 +99,7 @@ impl FromStr for TagArgument {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (key, value) = text.split_once('=').ok_or("a tag is written `KEY=VALUE`")?;
-        let reserved = ["aws:", "kiln:"].iter().any(|prefix| key.to_ascii_lowercase().starts_with(prefix));
-        if key.is_empty() || reserved {
+        if key.is_empty() || reserved_tag(key).is_some() {
             return Err("the key of a tag is not empty, and begins with neither `aws:` nor `kiln:`".to_owned());
         }
         Ok(Self { key: key.to_owned(), value: value.to_owned() })

@@ -8,7 +8,7 @@ use crate::{
     facts::FactError,
     keys::{AMI, BUILDER, EC2},
     node::{Node, Report},
-    plan::{Address, Ami, AmiBase, AmiWish, Builder, Ec2Machine, Which},
+    plan::{Address, Ami, AmiBase, AmiWish, Builder, Ec2Machine, Which, reserved_tag},
     shape::Section,
     template::load::report_fact,
 };
@@ -152,8 +152,7 @@ pub(super) fn tags(report: &mut Report, section: Section<'_>) -> BTreeMap<String
     let mut tags = BTreeMap::new();
     for (name, entry) in section.table("tags") {
         let value = entry.node.text().unwrap_or_default();
-        let reserved = ["aws:", "kiln:"].into_iter().find(|prefix| name.to_ascii_lowercase().starts_with(prefix));
-        if let Some(prefix) = reserved {
+        if let Some(prefix) = reserved_tag(name) {
             report.error(entry.key, format!("no tag of your own begins with `{prefix}`"));
         } else if name.is_empty() || name.chars().count() > 127 || value.chars().count() > 255 {
             report.error(entry.key, "a tag has 1 to 127 characters, and its value at most 255");
